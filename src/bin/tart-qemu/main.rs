@@ -1,0 +1,2 @@
+//! Tart's command line on QEMU.
+fn main() {}

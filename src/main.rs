@@ -1,0 +1,2 @@
+//! argv -> cli -> exit code.
+fn main() {}
