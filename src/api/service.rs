@@ -1,0 +1,132 @@
+//! What the HTTP side needs of the daemon, and nothing more. `supervisor::core` is the real one.
+
+use std::path::PathBuf;
+
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+use super::wire::{BuildView, ErrorView, LogLine, PoolView, SubmitSpec, VmView};
+use crate::ids::BuildId;
+
+/// A place in the daemon for one build, held while its source is received. Dropped, it is given back.
+#[must_use]
+#[derive(Debug)]
+pub struct Ticket(pub tokio::sync::OwnedSemaphorePermit);
+
+/// Why the daemon did not do what it was asked. One value feeds the HTTP answer, the command line's text and its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// As many builds as may wait or run at once are there.
+    #[error("{max} builds wait or run already, and no more are taken")]
+    QueueFull { max: u16 },
+    /// The daemon is going down.
+    #[error("the daemon is stopping")]
+    Stopping,
+    /// The disk is nearly full.
+    #[error("{free} bytes are free on the disk of `{folder}`, and builds need {min}")]
+    DiskLow { free: u64, min: u64, folder: PathBuf },
+    /// No pool has the name.
+    #[error("there is no pool `{pool}`; there is {known}")]
+    PoolUnknown { pool: String, known: String },
+    /// The request, the project's file or both are wrong: every mistake found, one a line.
+    #[error("the build is not complete: {}", mistakes.join("; "))]
+    BadSpec { mistakes: Vec<String>, hint: Option<String> },
+    /// The archive cannot be read or is hostile.
+    #[error("the source cannot be used: {text}")]
+    BadSource { text: String, hint: Option<String> },
+    /// No such build.
+    #[error("there is no build {0}")]
+    BuildUnknown(BuildId),
+    /// No such artifact.
+    #[error("build {id} has no artifact `{path}`")]
+    ArtifactUnknown { id: BuildId, path: String },
+    /// Too late to cancel.
+    #[error("build {0} is over")]
+    BuildOver(BuildId),
+    /// Not the caller's fault.
+    #[error("the daemon failed: {0}")]
+    Internal(String),
+}
+
+impl Refused {
+    /// The word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::QueueFull { .. } => "queue_full",
+            Self::Stopping => "stopping",
+            Self::DiskLow { .. } => "disk_low",
+            Self::PoolUnknown { .. } => "pool_unknown",
+            Self::BadSpec { .. } => "bad_spec",
+            Self::BadSource { .. } => "bad_source",
+            Self::BuildUnknown(_) => "build_unknown",
+            Self::ArtifactUnknown { .. } => "artifact_unknown",
+            Self::BuildOver(_) => "build_over",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::QueueFull { .. } => Some("wait and try again, or raise `host.builds_max`".into()),
+            Self::Stopping => Some("try again when it is back".into()),
+            Self::DiskLow { .. } => Some("free disk space, or lower `host.disk_free_min`".into()),
+            Self::PoolUnknown { .. } => Some("name one with --pool or in .preheat.toml".into()),
+            Self::BadSpec { hint, .. } | Self::BadSource { hint, .. } => hint.clone(),
+            Self::BuildUnknown(_) => Some("`preheat builds` lists them".into()),
+            Self::ArtifactUnknown { id, .. } => Some(format!("`preheat artifacts {id}` lists them")),
+            Self::BuildOver(_) => None,
+            Self::Internal(_) => Some("the daemon's log says more".into()),
+        }
+    }
+
+    /// As it goes over HTTP.
+    pub fn view(&self) -> ErrorView {
+        ErrorView { code: self.code().into(), message: self.to_string(), hint: self.hint() }
+    }
+}
+
+/// The daemon, as HTTP sees it.
+pub trait Service: Send + Sync + 'static {
+    /// Asks for a place before a body is read.
+    fn admit(&self) -> Result<Ticket, Refused>;
+
+    /// Where a body is to be received: a folder on the same file system as the journal.
+    fn spool(&self) -> PathBuf;
+
+    /// Takes a build whose source lies in `source` (any supported archive format; the file is taken over). When this
+    /// returns `Ok`, the build is on disk.
+    fn accept<'a>(
+        &'a self,
+        ticket: Ticket,
+        spec: SubmitSpec,
+        source: tempfile::TempPath,
+    ) -> BoxFuture<'a, Result<BuildView, Refused>>;
+
+    /// Builds, newest first.
+    fn builds(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuildView>, Refused>>;
+
+    /// One build.
+    fn build(&self, id: BuildId) -> BoxFuture<'_, Result<BuildView, Refused>>;
+
+    /// Cancels a build; the answer comes when the request is taken, not when the build has ended.
+    fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), Refused>>;
+
+    /// The log from line `after` + 1 on. With `follow` the stream goes on until the build is over; a line comes once.
+    fn log(&self, id: BuildId, after: u64, follow: bool) -> BoxFuture<'_, Result<BoxStream<'static, LogLine>, Refused>>;
+
+    /// The file of an artifact on this host.
+    fn artifact<'a>(&'a self, id: BuildId, path: &'a str) -> BoxFuture<'a, Result<PathBuf, Refused>>;
+
+    /// Every pool.
+    fn pools(&self) -> Vec<PoolView>;
+
+    /// Every VM of ours.
+    fn vms(&self) -> Vec<VmView>;
+
+    /// Whether builds are served: the journal answers, the daemon is not stopping. An `Err` says why not.
+    fn ready(&self) -> Result<(), String>;
+
+    /// The metrics in Prometheus' text format.
+    fn metrics(&self) -> String;
+}

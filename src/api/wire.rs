@@ -1,0 +1,229 @@
+//! The JSON of the HTTP API, as the daemon writes it and the command line reads it. Fields are added, never renamed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::build::spec::{BuildResult, human};
+use crate::clock::UnixMillis;
+use crate::ids::BuildId;
+
+/// The `spec` part of a submission: what is given overrides `.preheat.toml` in the source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SubmitSpec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Replaces the project's steps when it is not empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepSpec>,
+    /// Added to the project's, and winning over it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Values by name; they are kept in memory only.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
+    /// Replaces the project's globs when it is not empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<String>,
+    #[serde(with = "human::option", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u16>,
+}
+
+/// One step, in a submission and in `.preheat.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepSpec {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub command: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+    #[serde(default, with = "human::option", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+}
+
+/// Where a build is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BuildState {
+    /// Accepted; waits for a VM.
+    Queued,
+    /// In a VM.
+    Running,
+    /// Its result stands and its VM is gone; the artifacts are on their way to the sinks.
+    Uploading,
+    /// Over.
+    Done,
+}
+
+/// How the VM was had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Claim {
+    /// From a VM that was warm when it was asked for.
+    Hit,
+    /// After a wait.
+    Miss,
+}
+
+/// A stretch of a build's time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseView {
+    /// `queue`, `probe`, `source`, `step`, `artifacts`, `teardown`, `upload`.
+    pub phase: String,
+    /// The step's name, where the phase is a step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// Which attempt it belongs to, from 1.
+    pub attempt: u16,
+    pub started_ms: UnixMillis,
+    /// Absent while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
+    /// A step's exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
+/// A file that came out of a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactView {
+    pub path: String,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// A build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildView {
+    pub id: BuildId,
+    pub project: String,
+    pub pool: String,
+    pub state: BuildState,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<BuildResult>,
+    /// Why it ended as it did, in one line: the failing step and its exit code, the fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// While it is queued: what it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
+    pub attempt: u16,
+    pub submitted_ms: UnixMillis,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_ms: Option<UnixMillis>,
+    pub phases: Vec<PhaseView>,
+    pub artifacts: Vec<ArtifactView>,
+}
+
+/// `GET /api/v1/builds`, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildList {
+    pub builds: Vec<BuildView>,
+}
+
+/// One line of a build's log: a file of these, one a line, is the log on disk, and the `data` of a log event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// From 1, without a gap; the id of the event.
+    pub n: u64,
+    pub at_ms: UnixMillis,
+    /// `out`, `err` of a step; `sys` where preheat speaks.
+    pub stream: LogStream,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    pub text: String,
+}
+
+/// Who said a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogStream {
+    Out,
+    Err,
+    Sys,
+}
+
+/// `GET /api/v1/pools`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolList {
+    pub pools: Vec<PoolView>,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    pub name: String,
+    pub image: String,
+    /// What the pool is asked to keep ready.
+    pub warm_target: u16,
+    pub max: u16,
+    /// VMs by state.
+    pub vms: BTreeMap<String, u16>,
+    pub waiting: u16,
+    /// Present while VMs of this pool fail to come up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<TroubleView>,
+}
+
+/// Why a pool has fewer VMs than it should.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TroubleView {
+    /// A [`crate::runtime::Reason`].
+    pub reason: String,
+    pub text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Failures in a row.
+    pub failures: u32,
+    pub next_try_ms: UnixMillis,
+}
+
+/// `GET /api/v1/vms`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmList {
+    pub vms: Vec<VmView>,
+}
+
+/// A VM of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmView {
+    pub name: String,
+    pub pool: String,
+    pub slot: u16,
+    pub state: String,
+    pub since_ms: UnixMillis,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<BuildId>,
+    /// The process that owns the guest on this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+}
+
+/// Every answer that is not 2xx.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: ErrorView,
+}
+
+/// What went wrong, where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// A word for programs: `pool_unknown`, `queue_full`, `body_too_large` ...
+    pub code: String,
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}

@@ -1,0 +1,1 @@
+//! Archives that come in, made safe and plain.

@@ -1,0 +1,1 @@
+//! Bounds with reasons.

@@ -1,0 +1,215 @@
+//! Configuration: `file` is what may be written, `validate` turns it into [`Config`] or into the list of every mistake,
+//! `limits` names each bound with its reason, `load` puts the layers together. Everything else takes [`Config`] as true.
+
+pub mod file;
+pub mod limits;
+pub mod load;
+pub mod units;
+pub mod validate;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::ids::PoolName;
+pub use units::ByteSize;
+
+/// The folders of an installation, all below `$PREHEAT_HOME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home(PathBuf);
+
+impl Home {
+    /// An installation at `path`, which must be absolute.
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+    /// `$PREHEAT_HOME` itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+    /// The operator's file.
+    pub fn config_file(&self) -> PathBuf {
+        self.0.join("preheat.toml")
+    }
+    /// The journal (SQLite).
+    pub fn journal(&self) -> PathBuf {
+        self.0.join("journal.sqlite")
+    }
+    /// Sources that were received and whose build has not ended.
+    pub fn spool(&self) -> PathBuf {
+        self.0.join("spool")
+    }
+    /// One folder a build: log, artifacts.
+    pub fn builds(&self) -> PathBuf {
+        self.0.join("builds")
+    }
+    /// What `tart run` printed, one file a VM.
+    pub fn vm_logs(&self) -> PathBuf {
+        self.0.join("logs").join("vms")
+    }
+    /// Held locked by the daemon that owns this installation.
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("daemon.lock")
+    }
+    /// The pool's own `TART_HOME`.
+    pub fn tart(&self) -> PathBuf {
+        self.0.join("tart")
+    }
+}
+
+/// The whole configuration, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub home: Home,
+    pub host: Host,
+    pub runtime: RuntimeConfig,
+    pub api: Api,
+    pub builds: Builds,
+    pub pools: BTreeMap<PoolName, Pool>,
+    pub uploads: Vec<Upload>,
+    pub log: Log,
+}
+
+/// Bounds over all pools together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Running VMs.
+    pub vms: u16,
+    /// Running macOS guests: Apple allows two.
+    pub macos_guests: u16,
+    /// Virtual cores of running VMs that set `cpu`; `None` does not bound them.
+    pub cores: Option<u16>,
+    /// Memory of running VMs; `None` does not bound it.
+    pub memory: Option<ByteSize>,
+    /// Under this much free space on `$PREHEAT_HOME`'s volume no build is accepted and no VM is cloned.
+    pub disk_free_min: ByteSize,
+    /// Builds that may wait or run at once; the next is refused.
+    pub builds_max: u16,
+}
+
+/// The program that runs VMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeConfig {
+    /// `tart`, `tart-qemu`, or a path.
+    pub program: String,
+    /// The pool's own `TART_HOME`.
+    pub tart_home: PathBuf,
+    pub deadlines: VerbDeadlines,
+}
+
+/// How long each verb may take before it is killed with its process group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerbDeadlines {
+    pub clone: Duration,
+    pub set: Duration,
+    pub stop: Duration,
+    pub delete: Duration,
+    /// `list`, `get`, `--version`.
+    pub query: Duration,
+}
+
+/// The HTTP side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Api {
+    pub listen: SocketAddr,
+    /// The largest source that is taken in.
+    pub source_max: ByteSize,
+    /// A file with the token that every call must carry; needed where `listen` is not loopback.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Defaults and bounds of builds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Builds {
+    /// For a whole build, when it does not say.
+    pub timeout: Duration,
+    /// For one step, when it does not say.
+    pub step_timeout: Duration,
+    /// How often a build is attempted again after a fault of the system, when it does not say.
+    pub retries: u16,
+    /// Between asking a step's processes to end and killing them.
+    pub kill_grace: Duration,
+    pub log_max: ByteSize,
+    pub artifacts_max: ByteSize,
+    /// Ended builds that are kept, newest first.
+    pub keep: u32,
+}
+
+/// How a VM reaches the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "mode")]
+pub enum Network {
+    /// Tart's default: shared NAT.
+    Nat,
+    /// Isolated, with exceptions as CIDR blocks.
+    Softnet { allow: Vec<String>, block: Vec<String> },
+    /// On the host's network.
+    Bridged { interface: String, resolver: Resolver },
+}
+
+/// How the address of a VM is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resolver {
+    Dhcp,
+    Arp,
+    Agent,
+}
+
+/// VMs of one image and one shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    pub image: String,
+    /// VMs kept ready.
+    pub warm: u16,
+    /// Running VMs at most; also the number of slots.
+    pub max: u16,
+    pub cpu: Option<u16>,
+    pub memory: Option<ByteSize>,
+    pub disk: Option<ByteSize>,
+    pub user: String,
+    pub key: PathBuf,
+    pub port: u16,
+    pub network: Network,
+    /// From `run` to an answered command.
+    pub boot_timeout: Duration,
+    /// For one probe: a full command over the open connection.
+    pub probe_timeout: Duration,
+    /// Between probes of an idle warm VM.
+    pub probe_interval: Duration,
+    /// A script that runs in each fresh VM before it counts as warm.
+    pub warmup: Option<String>,
+    pub warmup_timeout: Duration,
+    /// A warm VM older than this is replaced.
+    pub max_age: Duration,
+    /// Further arguments of `tart run`.
+    pub run_args: Vec<String>,
+}
+
+/// Where finished builds are delivered to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    pub name: String,
+    pub sink: UploadSink,
+}
+
+/// The kinds of sinks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UploadSink {
+    /// Artifacts and `result.json` are copied to `<path>/<build>/`, which appears whole or not at all.
+    Folder { path: PathBuf },
+    /// Each artifact is PUT to `<url>/<build>/<path>`, then `result.json`.
+    Http { url: String, token_file: Option<PathBuf> },
+}
+
+/// What the daemon logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// A `tracing` filter, as `info` or `preheat=debug`.
+    pub filter: String,
+    /// One JSON object a line instead of text.
+    pub json: bool,
+}

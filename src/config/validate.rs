@@ -1,0 +1,1 @@
+//! From file to Config.

@@ -1,0 +1,150 @@
+//! The port into a guest: what a VM's birth and a build need of it. `ssh` is the real one; `runtime::sim` brings its own.
+//! Nothing above this folder knows SSH, tar or a shell.
+
+pub mod lines;
+pub mod script;
+pub mod ssh;
+pub mod transfer;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Deadline;
+use crate::runtime::Fault;
+
+/// Where a guest answers and as whom.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub address: IpAddr,
+    pub port: u16,
+    pub user: String,
+    pub key: PathBuf,
+}
+
+/// Which of a process's two outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    Out,
+    Err,
+}
+
+/// One line that a step printed, without its end; split where it is longer than [`lines::LINE_BYTES_MAX`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    pub stream: Stream,
+    pub text: String,
+}
+
+/// A command for the guest's login shell. Nothing of it appears in an argument list, on the host or in the guest.
+#[derive(Clone)]
+pub struct Script {
+    /// What the shell is to run.
+    pub command: String,
+    /// Relative to [`WORK_DIR`], or absolute.
+    pub dir: String,
+    /// Variables, secrets among them.
+    pub env: Vec<(String, String)>,
+    pub timeout: Duration,
+    /// Between TERM and KILL for the whole process group.
+    pub kill_grace: Duration,
+}
+
+/// How a script ended. After each of them no process of it is left in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself. A death by signal N is 128 + N, as shells have it.
+    Exited(i32),
+    /// Its time was over and it was killed.
+    TimedOut,
+    /// It was cancelled and killed.
+    Cancelled,
+}
+
+/// The folder in the guest that holds a build's source, relative to the user's home. One VM serves one build, so it has
+/// one name, and paths in compilers' caches stay the same.
+pub const WORK_DIR: &str = "work";
+
+/// What to take out of a guest.
+#[derive(Debug, Clone)]
+pub struct Take {
+    /// Relative to [`WORK_DIR`]; `*`, `**`, `?`, `[..]`, `{a,b}`.
+    pub globs: Vec<String>,
+    /// The folder on the host that receives them; it exists and is empty.
+    pub into: PathBuf,
+    /// For all of them together.
+    pub bytes_max: u64,
+    pub deadline: Deadline,
+}
+
+/// A file that was taken out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Relative to [`WORK_DIR`], `/` between its parts.
+    pub path: String,
+    pub bytes: u64,
+    /// Lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// Why nothing, or not all, was taken out.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// A glob matched no file: the user's fault.
+    #[error("`{glob}` matches no file of the build")]
+    Missing { glob: String },
+    /// More than the limit: the user's fault.
+    #[error("artifacts are larger than {max} bytes together")]
+    TooLarge { max: u64 },
+    /// The guest named a path that leaves the folder, or is no plain file.
+    #[error("the guest sent `{path}`, which is not a plain file below the work folder")]
+    Hostile { path: String },
+    /// The host could not write it.
+    #[error("cannot write artifacts")]
+    Host(#[source] std::io::Error),
+    /// The guest or the way to it failed.
+    #[error(transparent)]
+    Guest(#[from] Fault),
+}
+
+/// Opens channels.
+pub trait Connector: Send + Sync + 'static {
+    /// One attempt after the other until a full handshake and a command have been answered, or the deadline has passed.
+    /// Cancel-safe: dropped, it leaves no process behind.
+    fn connect<'a>(
+        &'a self,
+        target: &'a Target,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>>;
+}
+
+/// An open connection into one guest. Dropping the last reference closes it.
+pub trait Channel: Send + Sync {
+    /// A full command, answered: a frozen guest does not pass.
+    fn probe(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>>;
+
+    /// Streams an uncompressed tar file into [`WORK_DIR`], which it makes. Returns the bytes sent.
+    fn put_tree<'a>(&'a self, tar: &'a Path, deadline: Deadline) -> BoxFuture<'a, Result<u64, Fault>>;
+
+    /// Runs a script; its lines go to `lines` as they appear. When it returns, every line that was printed has been sent,
+    /// and no process of the script is left.
+    fn run<'a>(
+        &'a self,
+        script: &'a Script,
+        lines: mpsc::Sender<Line>,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'a, Result<Ended, Fault>>;
+
+    /// Takes files out.
+    fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>>;
+
+    /// Resolves when the connection is gone.
+    fn lost(&self) -> BoxFuture<'static, Fault>;
+}

@@ -1,0 +1,1 @@
+//! The wrapper under which a script runs in the guest.

@@ -1,0 +1,1 @@
+//! The channel over one SSH control connection.

@@ -1,0 +1,129 @@
+//! Newtypes for what is counted and named. Parsing is the only way in, so a name that exists is a name that is valid.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest pool name: with the rest of a VM's name it stays under the 63 bytes of a DNS label, which guests use
+/// as their host name.
+pub const POOL_NAME_BYTES_MAX: usize = 32;
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    /// The name has no characters.
+    #[error("a name must not be empty")]
+    Empty,
+    /// The name is longer than the limit.
+    #[error("`{name}` is longer than {max} bytes")]
+    Long { name: String, max: usize },
+    /// The name has a character that a VM's name cannot carry.
+    #[error("`{0}` must start with a letter a-z and hold only a-z, 0-9 and single `-` inside")]
+    Characters(String),
+}
+
+/// A pool's name: a letter, then letters, digits and single hyphens; at most [`POOL_NAME_BYTES_MAX`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PoolName(String);
+
+impl PoolName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PoolName {
+    type Err = BadName;
+
+    fn from_str(s: &str) -> Result<Self, BadName> {
+        if s.is_empty() {
+            return Err(BadName::Empty);
+        }
+        if s.len() > POOL_NAME_BYTES_MAX {
+            return Err(BadName::Long { name: s.to_owned(), max: POOL_NAME_BYTES_MAX });
+        }
+        let letters = s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let starts = s.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
+        if !letters || !starts || s.ends_with('-') || s.contains("--") {
+            return Err(BadName::Characters(s.to_owned()));
+        }
+        Ok(Self(s.to_owned()))
+    }
+}
+
+impl TryFrom<String> for PoolName {
+    type Error = BadName;
+    fn try_from(s: String) -> Result<Self, BadName> {
+        s.parse()
+    }
+}
+
+impl From<PoolName> for String {
+    fn from(name: PoolName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A place for one running VM in a pool, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SlotId(pub u16);
+
+impl fmt::Display for SlotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Which clone of a slot this is. It only grows, over restarts too, so that a name is never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A build's number in this installation's journal, counted from 1 and never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BuildId(pub u64);
+
+impl fmt::Display for BuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for BuildId {
+    type Err = std::num::ParseIntError;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        s.strip_prefix('#').unwrap_or(s).parse().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_name_is_refused_when_a_vm_name_could_not_carry_it() {
+        for bad in ["", "-a", "a-", "a--b", "A", "a_b", "1a", "ä", "a b", &"a".repeat(33)] {
+            assert!(bad.parse::<PoolName>().is_err(), "{bad:?}");
+        }
+        for good in ["a", "linux", "xcode-26", "a1", &"a".repeat(32)] {
+            assert_eq!(good.parse::<PoolName>().map(|p| p.to_string()), Ok(good.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The port to whatever runs VMs: Tart's verbs, and no more. `tart` drives Tart's command line, `sim` is the same in
+//! memory under virtual time. Nothing above this folder knows a hypervisor.
+
+pub mod command;
+pub mod fault;
+pub mod sim;
+pub mod tart;
+pub mod vm_name;
+
+use std::net::IpAddr;
+
+use futures::future::BoxFuture;
+
+use crate::clock::Deadline;
+use crate::config::Network;
+pub use fault::{Fault, FaultKind, Reason};
+pub use vm_name::{Parsed, VmName};
+
+/// What a clone is set to before its first start. `None` keeps the image's own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Shape {
+    pub cpus: Option<u16>,
+    /// In MiB, Tart's unit.
+    pub memory_mib: Option<u64>,
+    /// In GB (10^9 bytes), Tart's unit. A disk only grows.
+    pub disk_gb: Option<u64>,
+}
+
+/// How a VM is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    pub network: Network,
+    /// Further arguments of `tart run`, as the operator wrote them.
+    pub extra_args: Vec<String>,
+}
+
+/// The guest's operating system, which decides whether Apple's limit of two counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestOs {
+    Darwin,
+    Linux,
+}
+
+/// What an image says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageInfo {
+    pub os: GuestOs,
+    pub cpus: u16,
+    pub memory_mib: u64,
+}
+
+/// A VM's state as the runtime lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListedState {
+    Running,
+    Suspended,
+    Stopped,
+}
+
+/// One row of the runtime's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The name as the runtime has it: ours or anybody's.
+    pub name: String,
+    pub state: ListedState,
+}
+
+/// How a `run` ended. Tart exits 0 for a guest that crashed too, so the code alone says little.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunEnd {
+    /// `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The last lines that it printed.
+    pub text: String,
+}
+
+/// A started VM's process. Dropping it does not end the VM: only [`Runtime::stop`] or [`RunProcess::kill`] does, and the
+/// janitor for what a crash leaves.
+pub trait RunProcess: Send {
+    /// Waits for the process to end. May be dropped and called again.
+    fn ended(&mut self) -> BoxFuture<'_, RunEnd>;
+
+    /// Ends the guest at once, without a word to it, and waits for its process to be gone.
+    fn kill(&mut self, deadline: Deadline) -> BoxFuture<'_, Result<(), Fault>>;
+
+    /// The process that owns the guest, where there is one.
+    fn pid(&self) -> Option<u32>;
+}
+
+/// The verbs. Each has its own deadline inside; every error says which verb failed and how.
+pub trait Runtime: Send + Sync + 'static {
+    /// Clones `image` to `vm`. A clone takes no slot.
+    fn clone_image<'a>(&'a self, image: &'a str, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// Sets the shape of a clone that never ran.
+    fn configure<'a>(&'a self, vm: &'a VmName, shape: &'a Shape) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// Starts a VM and returns as soon as its process runs.
+    fn start<'a>(
+        &'a self,
+        vm: &'a VmName,
+        options: &'a RunOptions,
+    ) -> BoxFuture<'a, Result<Box<dyn RunProcess>, Fault>>;
+
+    /// The address at which the guest can be reached, once it has one.
+    fn address<'a>(
+        &'a self,
+        vm: &'a VmName,
+        network: &'a Network,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<IpAddr, Fault>>;
+
+    /// Stops a VM that somebody else started (an orphan): a power cut.
+    fn stop<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// Deletes a stopped VM. A VM that is gone already is no fault.
+    fn delete<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// Every local VM, ours and others'.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Listed>, Fault>>;
+
+    /// What an image says of itself.
+    fn image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ImageInfo, Fault>>;
+
+    /// The program's version, for `doctor` and the log.
+    fn version(&self) -> BoxFuture<'_, Result<String, Fault>>;
+}

@@ -1,0 +1,1 @@
+//! Tart's command line as the runtime.
