@@ -29,10 +29,16 @@ fn after_help() -> String {
 #[command(name = "preheat", version, after_long_help = after_help(), after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Args {
     /// The daemon's address.
-    #[arg(long, global = true, env = "PREHEAT_URL", default_value = "http://127.0.0.1:7780")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Daemon",
+        env = "PREHEAT_URL",
+        default_value = "http://127.0.0.1:7780"
+    )]
     pub url: String,
     /// The file with the daemon's token (its `api.token_file`).
-    #[arg(long, global = true, env = "PREHEAT_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Daemon", env = "PREHEAT_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
