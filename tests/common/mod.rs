@@ -51,6 +51,8 @@ pub struct Fake {
     pub ready: Mutex<Result<(), String>>,
     /// Artifacts on the disk differ from what the record says.
     pub corrupt: Mutex<bool>,
+    /// A cancel is noted, and nothing comes of it.
+    pub deaf: Mutex<bool>,
     me: Weak<Self>,
     builds: Mutex<BTreeMap<u64, Record>>,
     changed: watch::Sender<u64>,
@@ -73,6 +75,7 @@ impl Fake {
             vms: Mutex::default(),
             ready: Mutex::new(Ok(())),
             corrupt: Mutex::default(),
+            deaf: Mutex::default(),
             builds: Mutex::default(),
             changed: watch::channel(0).0,
             places: Arc::new(Semaphore::new(places)),
@@ -247,7 +250,11 @@ impl Service for Fake {
             if self.find(id)?.view.result.is_some() {
                 return Err(Refused::BuildOver(id));
             }
-            self.end(id, BuildResult::Cancellation);
+            if *self.deaf.lock().expect("whole") {
+                self.change(id, |view| view.reason = Some("cancel was asked for".into()));
+            } else {
+                self.end(id, BuildResult::Cancellation);
+            }
             Ok(())
         }
         .boxed()
