@@ -1,4 +1,24 @@
 //! HTTP. `wire` is its JSON, `service` what it needs of the daemon; the rest is routes. No route knows an actor.
+//!
+//! A request's way: `serve` (connections, bounded) -> `observe` (headers, the callback for metrics) -> `guard` (host,
+//! origin, token) -> `routes` -> one handler -> `error` where it was refused.
 
+pub mod artifacts;
+pub mod error;
+pub mod guard;
+pub mod intake;
+pub mod lists;
+pub mod log;
+pub mod observe;
+pub mod options;
+pub mod query;
+pub mod routes;
+pub mod serve;
 pub mod service;
+pub mod stall;
+pub mod submit;
+pub mod token;
 pub mod wire;
+
+pub use options::{Limits, Options};
+pub use serve::{BindError, bind, serve};

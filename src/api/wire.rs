@@ -126,6 +126,12 @@ pub struct BuildView {
     pub artifacts: Vec<ArtifactView>,
 }
 
+/// `GET /api/v1/builds/{id}/artifacts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactList {
+    pub artifacts: Vec<ArtifactView>,
+}
+
 /// `GET /api/v1/builds`, newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildList {

@@ -1,0 +1,276 @@
+//! What may be typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use super::exit::EXIT_CODES;
+use crate::ids::BuildId;
+
+const EXAMPLES: &str = "\
+Examples:
+  preheat serve                                  keep the pool warm (on the Mac)
+  preheat run ./my-app --pool xcode              build a folder, stream its log, bring its artifacts back
+  preheat run ./my-app --step 'make test' --artifact 'build/*.log' --out ./result
+  DEPLOY_KEY=... preheat run ./my-app --secret DEPLOY_KEY
+  preheat submit app.tar.gz                      submit only; prints the build's number
+  preheat logs -f 17                             follow a build's log
+  preheat ssh 17                                 a shell in the VM of a running build
+  preheat doctor                                 what is wrong with this host, and how to mend it
+";
+
+fn after_help() -> String {
+    format!("{EXAMPLES}\n{EXIT_CODES}")
+}
+
+/// Keeps a pool of warm VMs and runs each build in a fresh one.
+#[derive(Debug, Parser)]
+#[command(name = "preheat", version, after_long_help = after_help(), after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Args {
+    /// The daemon's address.
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Daemon",
+        env = "PREHEAT_URL",
+        default_value = "http://127.0.0.1:7780"
+    )]
+    pub url: String,
+    /// The file with the daemon's token (its `api.token_file`).
+    #[arg(long, global = true, help_heading = "Daemon", env = "PREHEAT_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon.
+    Serve {
+        /// Instead of `$PREHEAT_HOME/preheat.toml`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Build a folder or an archive: submit it, stream its log, bring its artifacts back.
+    ///
+    /// The folder's `.preheat.toml` describes the build; flags override it. A folder is packed without what `.gitignore`
+    /// names. The steps' output goes to stdout and stderr as they wrote it; everything that preheat says goes to stderr.
+    /// Ctrl-C cancels the build and waits for its end; a second one leaves at once.
+    #[command(after_help = EXIT_CODES)]
+    Run(Run),
+    /// Submit a build, print its number, and leave.
+    #[command(after_help = EXIT_CODES)]
+    Submit {
+        #[command(flatten)]
+        inputs: Inputs,
+        /// Print the build as JSON instead of its number.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List builds, newest first.
+    Builds {
+        /// How many.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]
+        limit: u32,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a build's log.
+    Logs {
+        /// Go on until the build is over.
+        #[arg(short, long)]
+        follow: bool,
+        /// The build's number.
+        build: BuildId,
+        /// Print each line as a JSON object.
+        #[arg(long)]
+        json: bool,
+        /// How long to try to reach a daemon that went away.
+        #[arg(long, value_parser = humantime::parse_duration, default_value = "5m", value_name = "TIME")]
+        reconnect: Duration,
+    },
+    /// Cancel a build.
+    Cancel {
+        /// The build's number.
+        build: BuildId,
+    },
+    /// List a build's artifacts, or with --out fetch them.
+    Artifacts {
+        /// The build's number.
+        build: BuildId,
+        /// The folder to fetch them into.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the pools: what is warm, who waits, what is wrong.
+    Pool {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the VMs.
+    Vms {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Open a shell in a VM, or run a command there (on the daemon's host).
+    Ssh {
+        /// A build's number, or a VM's name from `preheat vms`.
+        #[arg(value_name = "BUILD-OR-VM")]
+        vm: String,
+        /// Instead of `$PREHEAT_HOME/preheat.toml`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// A command instead of a shell.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Check this host: what is wrong, and how to mend it.
+    ///
+    /// Exits with 0 when nothing fails, with 3 otherwise.
+    Doctor {
+        /// Instead of `$PREHEAT_HOME/preheat.toml`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check or show the configuration.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// `preheat config ...`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Name every mistake; exit with 2 when there is one.
+    Check {
+        /// Instead of `$PREHEAT_HOME/preheat.toml`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Print the configuration as it takes effect: defaults, file, host's file and environment put together.
+    Show {
+        /// Instead of `$PREHEAT_HOME/preheat.toml`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// `preheat run`
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub inputs: Inputs,
+    /// Where the artifacts go [default: ./preheat-out/BUILD/].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print exactly one JSON object to stdout: the build and `out`. Everything else goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+    /// How long to try to reach a daemon that went away.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "5m", value_name = "TIME")]
+    pub reconnect: Duration,
+}
+
+/// What describes a build.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Inputs {
+    /// The folder, or an archive of it (tar, tar.gz, tar.zst, zip).
+    #[arg(value_name = "DIR|ARCHIVE")]
+    pub source: PathBuf,
+    /// The pool whose VM it gets.
+    #[arg(long)]
+    pub pool: Option<String>,
+    /// A command; replaces the project's steps. May be given again.
+    #[arg(long = "step", value_name = "COMMAND")]
+    pub steps: Vec<String>,
+    /// Files to bring back; replaces the project's. May be given again.
+    #[arg(long = "artifact", value_name = "GLOB")]
+    pub artifacts: Vec<String>,
+    /// A variable for the steps. May be given again.
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// A secret variable; its value is taken from this command's environment. May be given again.
+    #[arg(long = "secret", value_name = "NAME", value_parser = variable_name)]
+    pub secrets: Vec<String>,
+    /// For the whole build, as `90s` or `30m`.
+    #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub timeout: Option<Duration>,
+    /// How often it is attempted again when the system was at fault.
+    #[arg(long, value_name = "N")]
+    pub retries: Option<u16>,
+}
+
+impl Command {
+    /// Whether a program reads our stdout.
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Run(Run { json, .. })
+            | Self::Submit { json, .. }
+            | Self::Builds { json, .. }
+            | Self::Artifacts { json, .. }
+            | Self::Pool { json }
+            | Self::Vms { json }
+            | Self::Doctor { json, .. } => *json,
+            // Its JSON is one object a line; an error among them would be taken for one.
+            Self::Logs { .. } => false,
+            Self::Serve { .. } | Self::Cancel { .. } | Self::Ssh { .. } | Self::Config { .. } => false,
+        }
+    }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((variable_name(name)?, value.to_owned()))
+}
+
+fn variable_name(name: &str) -> Result<String, String> {
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if plain && name.bytes().next().is_some_and(|b| !b.is_ascii_digit()) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!("`{name}` is not a variable's name"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_build_is_described_by_flags() {
+        let argv = "preheat run . --step make --step test --env A=b=c --secret KEY --timeout 90s --retries 2";
+        let args = Args::try_parse_from(argv.split(' ')).expect("right");
+        let Command::Run(run) = args.command else { panic!("not run") };
+        assert_eq!(run.inputs.steps, ["make", "test"]);
+        assert_eq!(run.inputs.env, [("A".to_owned(), "b=c".to_owned())]);
+        assert_eq!(run.inputs.timeout, Some(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn what_cannot_be_a_variable_is_refused() {
+        for bad in
+            ["--env=A", "--env=1A=b", "--env==b", "--secret=A=b", "--secret=", "--timeout=90", "--retries=-1"]
+        {
+            assert!(Args::try_parse_from(["preheat", "run", ".", bad]).is_err(), "{bad}");
+        }
+    }
+}

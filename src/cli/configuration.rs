@@ -1,0 +1,36 @@
+//! `preheat config`, and the configuration for the commands that need it.
+
+use std::path::Path;
+
+use super::args::ConfigCommand;
+use super::exit::Exit;
+use super::problem::Problem;
+use super::text::clean;
+use super::{out, parts};
+use crate::config::Config;
+
+/// The configuration; its mistakes, where it has some, are printed.
+///
+/// # Errors
+/// When it has a mistake.
+pub fn load(file: Option<&Path>) -> Result<Config, Problem> {
+    parts::load_config(file).map_err(|mistakes| {
+        for mistake in &mistakes {
+            eprintln!("{}", clean(mistake));
+        }
+        Problem::usage(format!("the configuration has {} mistake(s)", mistakes.len()))
+            .hint("`preheat config check` names them; `preheat config show` prints what takes effect")
+    })
+}
+
+/// `preheat config ...`
+pub fn command(command: &ConfigCommand) -> Result<Exit, Problem> {
+    match command {
+        ConfigCommand::Check { config } => {
+            let config = load(config.as_deref())?;
+            eprintln!("the configuration is right: {} pool(s)", config.pools.len());
+        }
+        ConfigCommand::Show { config } => out(&parts::show_config(&load(config.as_deref())?)),
+    }
+    Ok(Exit::Success)
+}
