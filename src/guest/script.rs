@@ -148,7 +148,9 @@ pub(super) struct Payload {
 /// Why a script is not even sent. The user's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadScript {
-    #[error("the command and its variables hold {0} bytes, and no more than {SCRIPT_BYTES_MAX} can be passed on")]
+    #[error(
+        "the command and its variables hold {0} bytes, and no more than {SCRIPT_BYTES_MAX} can be passed on"
+    )]
     TooLong(usize),
     #[error("`{0}` is no name of a variable")]
     BadName(String),
@@ -347,7 +349,10 @@ mod tests {
     fn a_short_script_ends_in_its_nonce_and_a_long_one_says_its_length() {
         let short = Payload::new(&script("true")).expect("fine");
         let text = String::from_utf8(short.bytes).expect("text");
-        assert!(text.starts_with(&short.nonce) && text.ends_with(&format!("true\n{}\n", short.nonce)), "{text}");
+        assert!(
+            text.starts_with(&short.nonce) && text.ends_with(&format!("true\n{}\n", short.nonce)),
+            "{text}"
+        );
         assert_eq!(text.lines().next().and_then(|l| l.split(' ').nth(2)), Some("13"));
         let long = Payload::new(&script(&"x".repeat(READ_BYTES_MAX))).expect("fine");
         let text = String::from_utf8(long.bytes).expect("text");
@@ -361,7 +366,10 @@ mod tests {
         assert!(matches!(Payload::new(&script("a\0b")), Err(BadScript::Nul(_))));
         for name in ["", "1A", "A-B", "A=B", "ä", "A;B"] {
             let env = vec![(name.to_owned(), String::new())];
-            assert!(matches!(Payload::new(&Script { env, ..script("") }), Err(BadScript::BadName(_))), "{name}");
+            assert!(
+                matches!(Payload::new(&Script { env, ..script("") }), Err(BadScript::BadName(_))),
+                "{name}"
+            );
         }
     }
 
@@ -369,8 +377,7 @@ mod tests {
     fn marks_are_taken_out_wherever_a_read_cuts_them() {
         let whole: &[u8] =
             b"motd\x1Epreheat ready\x1E\x1En0 go\x1Ea\x1Eb\x1En0 exit 7 1\x1Ec\x1En0 end\x1E\x1En";
-        let want =
-            (b"a\x1Ebc\x1En".to_vec(), vec![Mark::Go, Mark::Exit { code: 7, alone: true }, Mark::End]);
+        let want = (b"a\x1Ebc\x1En".to_vec(), vec![Mark::Go, Mark::Exit { code: 7, alone: true }, Mark::End]);
         assert_eq!(filter(&[whole]), want);
         for at in 0..whole.len() {
             assert_eq!(filter(&[&whole[..at], &whole[at..]]), want, "cut at {at}");
