@@ -2,6 +2,8 @@
 //! Nothing above this folder knows SSH, tar or a shell.
 
 pub mod lines;
+mod master;
+mod run;
 pub mod script;
 pub mod ssh;
 pub mod transfer;
