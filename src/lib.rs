@@ -6,5 +6,16 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod guest;
+pub mod host;
 pub mod ids;
+pub mod janitor;
+pub mod pool;
 pub mod runtime;
+pub mod source;
+pub mod store;
+pub mod supervisor;
+pub mod telemetry;
+#[cfg(test)]
+mod testing;
+pub mod upload;
+pub mod vm;

@@ -1,1 +1,459 @@
-//! The build's actor.
+//! The build's actor: decode, `state::step`, perform. It is the only writer of its build's record.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::live::{LiveBuild, LiveBuilds};
+use super::log::{LogHead, LogWriter};
+use super::pipeline::{self, Progress, Work};
+use super::redact::Redactor;
+use super::spec::BuildResult;
+use super::state::{self, Budget, Effect, Event, Outcome, State};
+use crate::api::service::Ticket;
+use crate::api::wire::{Claim, PhaseView};
+use crate::clock::{self, Instant, UnixMillis};
+use crate::config::Config;
+use crate::ids::BuildId;
+use crate::pool::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
+use crate::store::{BuildRecord, Store, StoreError};
+use crate::telemetry::events::{BuildEnded, BuildPhaseEnded, BuildRetried, Degraded, StaleReport, VmClaimed};
+
+/// The pause before the second attempt; it doubles with each.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// And is not longer than this.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// While the journal cannot take a result, it is offered again this often.
+const JOURNAL_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the actor hears.
+pub enum BuildMessage {
+    Pool(LeaseEvent),
+    Progress(Progress),
+    WorkEnded(Outcome),
+    /// A pause is over: claim a VM.
+    Claim,
+    /// The guest of this VM was not reported dead in time.
+    TearDownLate(String),
+    Cancel,
+    /// The result is on disk.
+    Recorded,
+}
+
+/// What every build needs.
+#[derive(Clone)]
+pub struct BuildContext {
+    pub config: Arc<Config>,
+    pub pool: PoolHandle,
+    pub store: Store,
+    pub live: LiveBuilds,
+    /// Told when a build has something to deliver.
+    pub uploads: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// What one build's actor is made from.
+pub struct BuildArguments {
+    pub context: BuildContext,
+    pub record: BuildRecord,
+    pub secrets: Arc<BTreeMap<String, SecretString>>,
+    /// Its place in the daemon; `None` for a build that was accepted before a restart.
+    pub ticket: Option<Ticket>,
+}
+
+/// A build's actor, from outside.
+#[derive(Clone)]
+pub struct BuildHandle {
+    actor: ActorRef<BuildMessage>,
+}
+
+impl BuildHandle {
+    /// Asks the build to end.
+    pub fn cancel(&self) {
+        self.actor.cast(BuildMessage::Cancel).ok();
+    }
+
+    /// The actor's identity, as supervision events carry it.
+    pub fn id(&self) -> ractor::ActorId {
+        self.actor.get_id()
+    }
+
+    /// The actor, for its supervisor.
+    pub fn cell(&self) -> ActorCell {
+        self.actor.get_cell()
+    }
+}
+
+/// The actor. Its state is in [`BuildLife`].
+pub struct BuildActor;
+
+/// What one build's actor knows.
+pub struct BuildLife {
+    context: BuildContext,
+    secrets: Arc<BTreeMap<String, SecretString>>,
+    _ticket: Option<Ticket>,
+    state: State,
+    record: BuildRecord,
+    publish: watch::Sender<BuildRecord>,
+    log: Option<LogWriter>,
+    lease: Option<Lease>,
+    dead_vms: u16,
+    cancelled: bool,
+    phase_began: Option<Instant>,
+    cancel: CancellationToken,
+    task: Option<AbortOnDropHandle<()>>,
+    /// Writes the record down whenever it has changed; slower than the changes, it writes the newest.
+    _recorder: AbortOnDropHandle<()>,
+}
+
+impl Actor for BuildActor {
+    type Msg = BuildMessage;
+    type State = BuildLife;
+    type Arguments = BuildArguments;
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<BuildMessage>,
+        args: BuildArguments,
+    ) -> Result<BuildLife, ActorProcessingErr> {
+        let BuildArguments { context, mut record, secrets, ticket } = args;
+        record.running = false;
+        let (log, head) = open_log(&context.config, record.id, &secrets)?;
+        let (publish, changed) = watch::channel(record.clone());
+        let handle = BuildHandle { actor: me.clone() };
+        context.live.enter(record.id, LiveBuild { record: changed.clone(), log: head, handle });
+        let recorder = AbortOnDropHandle::new(tokio::spawn(write_down(context.store.clone(), changed)));
+        let mut life = BuildLife {
+            dead_vms: 0,
+            cancelled: false,
+            context,
+            secrets,
+            _ticket: ticket,
+            state: State::Waiting,
+            record,
+            publish,
+            log: Some(log),
+            lease: None,
+            phase_began: None,
+            cancel: CancellationToken::new(),
+            task: None,
+            _recorder: recorder,
+        };
+        life.claim(&me);
+        Ok(life)
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<BuildMessage>,
+        message: BuildMessage,
+        life: &mut BuildLife,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            BuildMessage::Pool(LeaseEvent::Granted(lease)) => life.granted(&me, lease),
+            BuildMessage::Pool(LeaseEvent::GuestDead(vm)) => life.guest_dead(&me, &vm.to_string()),
+            BuildMessage::TearDownLate(vm) => life.guest_dead(&me, &vm),
+            BuildMessage::Progress(progress) => life.progress(progress),
+            BuildMessage::WorkEnded(outcome) => life.step(&me, Event::WorkEnded(outcome)),
+            BuildMessage::Claim => life.claim(&me),
+            BuildMessage::Cancel => {
+                life.cancelled = true;
+                life.step(&me, Event::CancelAsked);
+            }
+            BuildMessage::Recorded => life.close(&me),
+        }
+        Ok(())
+    }
+}
+
+/// Spawns a build's actor under `supervisor`. It claims a VM at once.
+///
+/// # Errors
+/// When its log cannot be opened, or the actor system refuses.
+pub async fn spawn(
+    arguments: BuildArguments,
+    supervisor: ActorCell,
+) -> Result<BuildHandle, ractor::SpawnErr> {
+    let (actor, _) = BuildActor::spawn_linked(None, BuildActor, arguments, supervisor).await?;
+    Ok(BuildHandle { actor })
+}
+
+/// The folder of a build.
+pub fn folder(config: &Config, id: BuildId) -> PathBuf {
+    config.home.builds().join(id.to_string())
+}
+
+/// The log of a build.
+pub fn log_path(config: &Config, id: BuildId) -> PathBuf {
+    folder(config, id).join("log.jsonl")
+}
+
+/// The artifacts of a build.
+pub fn artifacts_path(config: &Config, id: BuildId) -> PathBuf {
+    folder(config, id).join("artifacts")
+}
+
+fn open_log(
+    config: &Config,
+    id: BuildId,
+    secrets: &BTreeMap<String, SecretString>,
+) -> std::io::Result<(LogWriter, watch::Receiver<LogHead>)> {
+    std::fs::create_dir_all(folder(config, id))?;
+    LogWriter::open(&log_path(config, id), Redactor::new(secrets.values()), config.builds.log_max.0)
+}
+
+async fn write_down(store: Store, mut changed: watch::Receiver<BuildRecord>) {
+    while changed.changed().await.is_ok() {
+        let record = changed.borrow_and_update().clone();
+        // The result goes another way: with what is owed, as one.
+        if record.result.is_none()
+            && let Err(error) = store.save(record).await
+        {
+            Degraded { what: "journal", error: error.to_string() }.emit();
+        }
+    }
+}
+
+impl BuildLife {
+    fn step(&mut self, me: &ActorRef<BuildMessage>, event: Event) {
+        match state::step(self.state.clone(), event, self.budget()) {
+            Ok((next, effect)) => {
+                self.state = next;
+                self.perform(me, effect);
+            }
+            Err(refused) => StaleReport { what: "build", why: refused.to_string() }.emit(),
+        }
+    }
+
+    fn budget(&self) -> Budget {
+        let allowed = self.record.spec.retries.saturating_add(1);
+        Budget {
+            retries_left: allowed.saturating_sub(self.record.attempt),
+            dead_vms: self.dead_vms,
+            cancelled: self.cancelled,
+        }
+    }
+
+    fn perform(&mut self, me: &ActorRef<BuildMessage>, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Claim => {
+                // Nothing of the build was done in it, so it was no attempt.
+                self.dead_vms += 1;
+                self.record.attempt = self.record.attempt.saturating_sub(1);
+                self.claim(me);
+            }
+            Effect::Retry { why } => self.retry(me, &why),
+            Effect::Work => self.work(me),
+            Effect::CancelWork => self.cancel.cancel(),
+            Effect::TearDown => self.tear_down(me),
+            Effect::Finish(result, reason) => self.finish(me, result, reason),
+        }
+    }
+
+    /// The death of a VM of an attempt before is no news.
+    fn guest_dead(&mut self, me: &ActorRef<BuildMessage>, vm: &str) {
+        if self.record.vm.as_deref() == Some(vm) && matches!(self.state, State::TearingDown(..)) {
+            self.step(me, Event::GuestDead);
+        }
+    }
+
+    fn claim(&mut self, me: &ActorRef<BuildMessage>) {
+        if self.state != State::Waiting {
+            return;
+        }
+        self.end_phase(None);
+        (self.task, self.lease) = (None, None);
+        self.record.running = false;
+        self.record.vm = None;
+        self.begin_phase("queue", None);
+        let told = me.clone();
+        let lessee: Lessee = Arc::new(move |event| {
+            told.cast(BuildMessage::Pool(event)).ok();
+        });
+        let (id, pool) = (self.record.id, self.record.spec.pool.clone());
+        self.context.pool.claim(id, pool, self.record.submitted_ms, lessee);
+    }
+
+    fn granted(&mut self, me: &ActorRef<BuildMessage>, lease: Lease) {
+        if self.state != State::Waiting {
+            return; // Cancelled meanwhile: the lease is dropped, and its VM taken away.
+        }
+        self.end_phase(None);
+        self.record.attempt += 1;
+        self.record.running = true;
+        self.record.vm = Some(lease.vm.to_string());
+        self.record.claim = Some(if lease.at_once { Claim::Hit } else { Claim::Miss });
+        self.lease = Some(lease);
+        self.step(me, Event::Granted);
+    }
+
+    fn work(&mut self, me: &ActorRef<BuildMessage>) {
+        let (Some(lease), Some(log)) = (&self.lease, self.log.clone()) else { return };
+        let config = &self.context.config;
+        let probe_timeout = config.pools.get(&self.record.spec.pool).map(|pool| pool.probe_timeout);
+        let work = Work {
+            spec: self.record.spec.clone(),
+            channel: lease.channel.clone(),
+            source: config.home.spool().join(&self.record.source),
+            artifacts: artifacts_path(config, self.record.id),
+            artifacts_max: config.builds.artifacts_max.0,
+            secrets: self.secrets.clone(),
+            log,
+            probe_timeout: probe_timeout.unwrap_or(Duration::from_secs(5)),
+            kill_grace: config.builds.kill_grace,
+            cancel: self.cancel.clone(),
+        };
+        let me = me.clone();
+        self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let report = |progress| {
+                me.cast(BuildMessage::Progress(progress)).ok();
+            };
+            let outcome = pipeline::work(work, report).await;
+            me.cast(BuildMessage::WorkEnded(outcome)).ok();
+        })));
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Began { phase, step } => self.begin_phase(phase, step),
+            Progress::Ended { exit_code } => {
+                if self.record.phases.last().is_some_and(|phase| phase.phase == "probe") {
+                    self.claimed();
+                }
+                self.end_phase(exit_code);
+            }
+            Progress::Artifacts(artifacts) => {
+                self.record.artifacts = artifacts;
+                self.announce();
+            }
+        }
+    }
+
+    /// The VM answered: the claim is served, and only now it counts.
+    fn claimed(&mut self) {
+        let (Some(lease), Some(claim)) = (&self.lease, self.record.claim) else { return };
+        self.dead_vms = 0;
+        VmClaimed { build: self.record.id, vm: &lease.vm, claim, waited: lease.waited }.emit();
+    }
+
+    fn tear_down(&mut self, me: &ActorRef<BuildMessage>) {
+        self.end_phase(None);
+        self.begin_phase("teardown", None);
+        self.task = None;
+        if let Some(vm) = self.record.vm.clone() {
+            me.send_after(self.context.config.runtime.deadlines.stop, || BuildMessage::TearDownLate(vm));
+        }
+        self.lease = None;
+    }
+
+    fn retry(&mut self, me: &ActorRef<BuildMessage>, why: &str) {
+        self.end_phase(None);
+        (self.task, self.lease) = (None, None);
+        BuildRetried {
+            build: self.record.id,
+            pool: &self.record.spec.pool,
+            attempt: self.record.attempt,
+            why,
+        }
+        .emit();
+        self.say(format!(
+            "attempt {} failed, and not by your doing: {why}; it is tried again",
+            self.record.attempt
+        ));
+        let doublings = u32::from(self.record.attempt.saturating_sub(1)).min(10);
+        let pause = RETRY_PAUSE.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX);
+        self.record.running = false;
+        self.record.artifacts.clear();
+        self.dead_vms = 0;
+        self.announce();
+        me.send_after(pause, || BuildMessage::Claim);
+    }
+
+    fn finish(&mut self, me: &ActorRef<BuildMessage>, result: BuildResult, reason: Option<String>) {
+        self.context.pool.withdraw(self.record.id);
+        self.end_phase(None);
+        self.record.running = false;
+        self.record.result = Some(result);
+        self.record.reason = reason;
+        self.record.finished_ms = Some(UnixMillis::now());
+        let said = match &self.record.reason {
+            Some(reason) => format!("{}: {reason}", result.as_str()),
+            None => result.as_str().to_owned(),
+        };
+        self.say(said);
+        let (store, record, me) = (self.context.store.clone(), self.record.clone(), me.clone());
+        let sinks: Vec<String> = self.context.config.uploads.iter().map(|u| u.name.clone()).collect();
+        self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            // The result stands when it is on disk, not before.
+            while let Err(error) = store.finish(record.clone(), sinks.clone()).await {
+                Degraded { what: "journal", error: error.to_string() }.emit();
+                if matches!(error, StoreError::Closed) {
+                    return;
+                }
+                tokio::time::sleep(JOURNAL_PAUSE).await;
+            }
+            me.cast(BuildMessage::Recorded).ok();
+        })));
+    }
+
+    /// The result is on disk: it is told, and the actor ends.
+    fn close(&mut self, me: &ActorRef<BuildMessage>) {
+        let record = &self.record;
+        let took = record.finished_ms.map_or(Duration::ZERO, |end| end.since(record.submitted_ms));
+        if let Some(result) = record.result {
+            let (pool, reason) = (record.spec.pool.as_str(), record.reason.as_deref());
+            BuildEnded { build: record.id, pool, result, reason, took }.emit();
+        }
+        self.announce();
+        std::fs::remove_file(self.context.config.home.spool().join(&record.source)).ok();
+        self.context.live.remove(record.id);
+        (self.context.uploads)();
+        self.log = None;
+        me.stop(None);
+    }
+
+    fn say(&self, text: String) {
+        if let Some(log) = self.log.clone() {
+            // In a task, because the log may be behind; the clone keeps it open until the line is in.
+            tokio::spawn(async move { log.say(text).await });
+        }
+    }
+
+    fn begin_phase(&mut self, phase: &'static str, step: Option<String>) {
+        self.phase_began = Some(clock::now());
+        self.record.phases.push(PhaseView {
+            phase: phase.to_owned(),
+            step,
+            // Waiting is part of the attempt that it is for.
+            attempt: self.record.attempt + u16::from(!self.record.running),
+            started_ms: UnixMillis::now(),
+            took_ms: None,
+            exit_code: None,
+        });
+        self.announce();
+    }
+
+    fn end_phase(&mut self, exit_code: Option<i32>) {
+        let Some(began) = self.phase_began.take() else { return };
+        let Some(phase) = self.record.phases.last_mut() else { return };
+        let took = began.elapsed();
+        phase.took_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        phase.exit_code = exit_code;
+        let known = crate::telemetry::events::BUILD_PHASES.into_iter().find(|known| *known == phase.phase);
+        if let Some(name) = known {
+            BuildPhaseEnded { build: self.record.id, phase: name, step: phase.step.as_deref(), took }.emit();
+        }
+        self.announce();
+    }
+
+    fn announce(&self) {
+        self.publish.send_replace(self.record.clone());
+    }
+}

@@ -1,1 +1,289 @@
-//! A build's log.
+//! A build's log: one JSON object a line in a file, numbered without a gap. One task writes; followers read the file and
+//! wait on its head, so a slow follower costs nothing and a late one misses nothing.
+
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio::fs::File;
+use tokio::io::{AsyncWriteExt, BufWriter};
+use tokio::sync::{mpsc, watch};
+
+use super::redact::Redactor;
+use crate::api::wire::{LogLine, LogStream};
+use crate::clock::UnixMillis;
+
+/// Lines that may wait for the disk; a step that prints faster is slowed down.
+const LINES_WAITING_MAX: usize = 1024;
+
+/// Lines that a follower is given at a time.
+const BATCH_LINES: usize = 512;
+
+/// How far the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogHead {
+    /// Lines that can be read.
+    pub lines: u64,
+    /// No more will come.
+    pub closed: bool,
+}
+
+/// A line to be written.
+#[derive(Debug)]
+pub struct LogItem {
+    pub stream: LogStream,
+    pub step: Option<String>,
+    pub text: String,
+}
+
+/// The way into a log. Clones share it; when the last is dropped, the log is closed.
+#[derive(Debug, Clone)]
+pub struct LogWriter {
+    lines: mpsc::Sender<LogItem>,
+}
+
+impl LogWriter {
+    /// Opens the log at `path`, after the lines that are there, and writes until every writer is dropped. After
+    /// `bytes_max` the rest is counted and dropped, and the log says so.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn open(
+        path: &Path,
+        redactor: Redactor,
+        bytes_max: u64,
+    ) -> std::io::Result<(Self, watch::Receiver<LogHead>)> {
+        let (lines, bytes) = mend(path)?;
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+        let (head, follow) = watch::channel(LogHead { lines, closed: false });
+        let (sender, receiver) = mpsc::channel(LINES_WAITING_MAX);
+        let sink = Sink { file: BufWriter::new(File::from_std(file)), lines, bytes, bytes_max, dropped: 0 };
+        tokio::spawn(write_all(sink, receiver, head, redactor));
+        Ok((Self { lines: sender }, follow))
+    }
+
+    /// Writes a line; waits while the disk is behind.
+    pub async fn write(&self, item: LogItem) {
+        self.lines.send(item).await.ok();
+    }
+
+    /// preheat's own words.
+    pub async fn say(&self, text: impl Into<String>) {
+        self.write(LogItem { stream: LogStream::Sys, step: None, text: text.into() }).await;
+    }
+}
+
+/// Counts the whole lines of a log and cuts off a last one that a crash left half-written.
+fn mend(path: &Path) -> std::io::Result<(u64, u64)> {
+    let file = match std::fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((0, 0)),
+        Err(e) => return Err(e),
+    };
+    let (mut lines, mut whole) = (0, 0);
+    let mut reader = BufReader::new(&file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line)?;
+        if read == 0 || line.last() != Some(&b'\n') {
+            break;
+        }
+        lines += 1;
+        whole += read as u64;
+    }
+    file.set_len(whole)?;
+    Ok((lines, whole))
+}
+
+struct Sink {
+    file: BufWriter<File>,
+    lines: u64,
+    bytes: u64,
+    bytes_max: u64,
+    dropped: u64,
+}
+
+impl Sink {
+    async fn put(&mut self, stream: LogStream, step: Option<String>, text: String) -> std::io::Result<()> {
+        let line = LogLine { n: self.lines + 1, at_ms: UnixMillis::now(), stream, step, text };
+        let mut json = serde_json::to_vec(&line)?;
+        json.push(b'\n');
+        self.file.write_all(&json).await?;
+        self.lines += 1;
+        self.bytes += json.len() as u64;
+        Ok(())
+    }
+
+    async fn item(&mut self, item: LogItem, redactor: &Redactor) -> std::io::Result<()> {
+        // preheat's own words are few, and the last of them say how it ended.
+        if self.bytes >= self.bytes_max && item.stream != LogStream::Sys {
+            if self.dropped == 0 {
+                let text = format!(
+                    "the log is larger than {} bytes (builds.log_max): the rest is dropped",
+                    self.bytes_max
+                );
+                self.put(LogStream::Sys, None, text).await?;
+            }
+            self.dropped += 1;
+            return Ok(());
+        }
+        let text = redactor.redact(&item.text).into_owned();
+        self.put(item.stream, item.step, text).await
+    }
+}
+
+async fn write_all(
+    mut sink: Sink,
+    mut receiver: mpsc::Receiver<LogItem>,
+    head: watch::Sender<LogHead>,
+    redactor: Redactor,
+) {
+    let mut items = Vec::new();
+    while receiver.recv_many(&mut items, BATCH_LINES).await > 0 {
+        let mut written = Ok(());
+        for item in items.drain(..) {
+            if written.is_ok() {
+                written = sink.item(item, &redactor).await;
+            }
+        }
+        // One flush for all that had come: a follower sees a line as soon as there is no other behind it.
+        if written.is_err() || sink.file.flush().await.is_err() {
+            crate::telemetry::events::Degraded { what: "build log", error: "it cannot be written".into() }
+                .emit();
+            break;
+        }
+        head.send_replace(LogHead { lines: sink.lines, closed: false });
+    }
+    if sink.dropped > 0 {
+        sink.put(LogStream::Sys, None, format!("{} lines were dropped", sink.dropped)).await.ok();
+    }
+    sink.file.flush().await.ok();
+    sink.file.get_ref().sync_data().await.ok();
+    head.send_replace(LogHead { lines: sink.lines, closed: true });
+}
+
+/// Where a reader is in the file.
+struct Cursor {
+    path: PathBuf,
+    offset: u64,
+    after: u64,
+}
+
+impl Cursor {
+    /// The next lines, at most a batch. Only whole lines are taken.
+    fn read(mut self) -> std::io::Result<(Self, Vec<LogLine>)> {
+        let mut lines = Vec::new();
+        let mut file = match std::fs::File::open(&self.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((self, lines)),
+            Err(e) => return Err(e),
+        };
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut reader = BufReader::with_capacity(64 * 1024, file);
+        let mut raw = Vec::new();
+        while lines.len() < BATCH_LINES {
+            raw.clear();
+            let read = reader.read_until(b'\n', &mut raw)?;
+            if read == 0 || raw.last() != Some(&b'\n') {
+                break;
+            }
+            self.offset += read as u64;
+            if let Ok(line) = serde_json::from_slice::<LogLine>(&raw)
+                && line.n > self.after
+            {
+                self.after = line.n;
+                lines.push(line);
+            }
+        }
+        Ok((self, lines))
+    }
+}
+
+/// The lines after number `after`. With a head it goes on until the log is closed; without, it ends with the file.
+pub fn read(
+    path: PathBuf,
+    after: u64,
+    head: Option<watch::Receiver<LogHead>>,
+) -> BoxStream<'static, LogLine> {
+    let start = Some((Cursor { path, offset: 0, after }, head));
+    stream::unfold(start, |state| async move {
+        let (mut cursor, mut head) = state?;
+        loop {
+            let seen = head.as_mut().map(|h| *h.borrow_and_update());
+            let read = tokio::task::spawn_blocking(move || cursor.read()).await;
+            let Ok(Ok((next, lines))) = read else { return None };
+            cursor = next;
+            if !lines.is_empty() {
+                return Some((stream::iter(lines), Some((cursor, head))));
+            }
+            // Nothing new up to the head that was read before: wait for the head to move, unless it never will.
+            let follow = head.as_mut().filter(|_| seen.is_some_and(|s| !s.closed))?;
+            follow.changed().await.ok()?;
+        }
+    })
+    .flatten()
+    .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn texts(path: &Path, after: u64) -> Vec<(u64, String)> {
+        read(path.to_owned(), after, None).map(|l| (l.n, l.text)).collect().await
+    }
+
+    async fn closed(mut head: watch::Receiver<LogHead>) -> u64 {
+        head.wait_for(|h| h.closed).await.expect("it closes").lines
+    }
+
+    #[tokio::test]
+    async fn a_follower_gets_every_line_once_and_then_the_end() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("log");
+        let (writer, head) = LogWriter::open(&path, Redactor::none(), 1 << 20).expect("it opens");
+        let follower = tokio::spawn(read(path.clone(), 0, Some(head)).map(|l| l.n).collect::<Vec<_>>());
+        for n in 0..3000 {
+            writer.say(format!("line {n}")).await;
+        }
+        drop(writer);
+        assert_eq!(follower.await.expect("it ends"), (1..=3000).collect::<Vec<_>>());
+        assert_eq!(texts(&path, 2998).await, [(2999, "line 2998".into()), (3000, "line 2999".into())]);
+    }
+
+    #[tokio::test]
+    async fn a_log_goes_on_after_a_crash_without_a_gap() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("log");
+        let (writer, head) = LogWriter::open(&path, Redactor::none(), 1 << 20).expect("it opens");
+        writer.say("one").await;
+        drop(writer);
+        closed(head).await;
+        let half = std::fs::OpenOptions::new().append(true).open(&path).expect("opens");
+        std::io::Write::write_all(&mut &half, b"{\"n\":2,\"at_").expect("written");
+        let (writer, head) = LogWriter::open(&path, Redactor::none(), 1 << 20).expect("it opens again");
+        writer.say("two").await;
+        drop(writer);
+        closed(head).await;
+        assert_eq!(texts(&path, 0).await, [(1, "one".into()), (2, "two".into())]);
+    }
+
+    #[tokio::test]
+    async fn a_log_over_its_limit_says_so_and_keeps_our_words() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("log");
+        let (writer, head) = LogWriter::open(&path, Redactor::none(), 200).expect("it opens");
+        for _ in 0..100 {
+            let item = LogItem { stream: LogStream::Out, step: None, text: "x".repeat(50) };
+            writer.write(item).await;
+        }
+        writer.say("result: success").await;
+        drop(writer);
+        assert!(closed(head).await < 10);
+        let said: Vec<String> = texts(&path, 0).await.into_iter().map(|(_, t)| t).collect();
+        assert!(said.iter().any(|t| t.contains("builds.log_max")), "{said:?}");
+        assert!(said.iter().any(|t| t == "result: success"), "{said:?}");
+        assert!(said.last().expect("lines").ends_with("lines were dropped"), "{said:?}");
+    }
+}

@@ -3,9 +3,11 @@
 
 pub mod actor;
 pub mod archive;
+pub mod live;
 pub mod log;
 pub mod pack;
 pub mod pipeline;
 pub mod project;
+pub mod redact;
 pub mod spec;
 pub mod state;

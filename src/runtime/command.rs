@@ -71,12 +71,13 @@ pub enum Streams {
     Null,
 }
 
-/// A child and its group. Dropped, the whole group is killed, unless it was [released](Group::release).
+/// A child and its group. Dropped, the whole group is killed, unless it was [released](Group::released).
 #[derive(Debug)]
 pub struct Group {
     child: Box<dyn ChildWrapper>,
     pgid: Pid,
-    armed: bool,
+    alive: bool,
+    kill_on_drop: bool,
 }
 
 impl Invocation {
@@ -111,9 +112,11 @@ impl Invocation {
     /// # Errors
     /// [`CommandError::Missing`] when there is no such program, [`CommandError::Io`] when it cannot be started.
     pub fn spawn(&self, streams: Streams) -> Result<Group, CommandError> {
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => CommandError::Missing(self.program.clone()),
-            _ => CommandError::Io { program: self.program.clone(), source },
+        let failed = |source: io::Error| {
+            if source.kind() == io::ErrorKind::NotFound {
+                return CommandError::Missing(self.program.clone());
+            }
+            CommandError::Io { program: self.program.clone(), source }
         };
         let [stdin, stdout, stderr] = streams.stdio().map_err(failed)?;
         let mut command = CommandWrap::with_new(&self.program, |c| {
@@ -123,7 +126,7 @@ impl Invocation {
         let child = command.spawn().map_err(failed)?;
         let id = child.id().and_then(|id| i32::try_from(id).ok());
         let pgid = id.map(Pid::from_raw).ok_or_else(|| failed(io::Error::other("it ended at once")))?;
-        Ok(Group { child, pgid, armed: true })
+        Ok(Group { child, pgid, alive: true, kill_on_drop: true })
     }
 
     /// Runs it to its end and returns what it printed. Cancel-safe: dropped, the group is killed.
@@ -196,26 +199,30 @@ impl Group {
         let status = self.child.wait().await?;
         // What is left of the group is a helper that lost its leader.
         self.signal(Signal::SIGKILL);
-        self.armed = false;
+        self.alive = false;
         Ok(status)
     }
 
     /// Signals the whole group; a group that is gone is no error.
     pub fn signal(&self, signal: Signal) {
-        if self.armed {
+        if self.alive {
             killpg(self.pgid, signal).ok();
         }
     }
 
-    /// Lets the group live on when this is dropped.
-    pub fn release(&mut self) {
-        self.armed = false;
+    /// Lets the group live on when this is dropped: a guest outlives a daemon that crashed.
+    #[must_use]
+    pub fn released(mut self) -> Self {
+        self.kill_on_drop = false;
+        self
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.signal(Signal::SIGKILL);
+        if self.kill_on_drop {
+            self.signal(Signal::SIGKILL);
+        }
     }
 }
 
@@ -229,6 +236,7 @@ async fn read_bounded(pipe: Option<impl AsyncRead + Unpin>) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the test asks `ps` about a process that is not its child")]
 mod tests {
     use super::*;
 

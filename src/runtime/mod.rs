@@ -24,6 +24,9 @@ pub struct Shape {
     pub memory_mib: Option<u64>,
     /// In GB (10^9 bytes), Tart's unit. A disk only grows.
     pub disk_gb: Option<u64>,
+    /// A serial number of its own: two running macOS guests with one are undefined behaviour, and Apple's asset
+    /// downloads fail in a clone that shares its image's.
+    pub fresh_serial: bool,
 }
 
 /// How a VM is started.

@@ -1,1 +1,408 @@
-//! The runtime in memory.
+//! The runtime and the guests in memory, under tokio's clock: with paused time an hour of pool life takes milliseconds.
+//! Every step does as it is told: succeed, fail, be slow, or never end.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, pending};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Fault, GuestOs, ImageInfo, Listed, ListedState, Parsed, Reason, RunEnd, RunOptions, RunProcess, Runtime,
+    Shape, VmName,
+};
+use crate::clock::Deadline;
+use crate::config::Network;
+use crate::guest::{Channel, Connector, Ended, Line, Script, Stream, Take, TakeError, Taken, Target};
+
+/// What can be scripted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    Clone,
+    Configure,
+    Start,
+    Address,
+    Connect,
+    Probe,
+    PutTree,
+    Run,
+    Take,
+    Kill,
+    Stop,
+    Delete,
+    List,
+    Image,
+}
+
+/// How a step behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Behaviour {
+    Ok,
+    Err(Reason),
+    Slow(Duration),
+    Never,
+}
+
+/// One simulated host. Clones share it.
+#[derive(Clone, Default)]
+pub struct Sim {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    vms: BTreeMap<String, SimVm>,
+    scripted: HashMap<Step, VecDeque<Behaviour>>,
+    always: HashMap<Step, Behaviour>,
+    history: Vec<(Step, String)>,
+    running_most: usize,
+}
+
+#[derive(Clone)]
+struct SimVm {
+    state: ListedState,
+    address: IpAddr,
+    /// Cancelled when the guest dies.
+    dead: CancellationToken,
+}
+
+impl Sim {
+    /// An empty host.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next times that `step` is done, it behaves so, once each.
+    pub fn script(&self, step: Step, behaviours: impl IntoIterator<Item = Behaviour>) {
+        self.lock().scripted.entry(step).or_default().extend(behaviours);
+    }
+
+    /// From now on `step` behaves so, when nothing else is scripted.
+    pub fn always(&self, step: Step, behaviour: Behaviour) {
+        self.lock().always.insert(step, behaviour);
+    }
+
+    /// A VM that somebody made by hand, or an earlier daemon left.
+    pub fn plant(&self, name: &str, state: ListedState) {
+        self.lock().insert(name, state);
+    }
+
+    /// Every VM's name, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().vms.keys().cloned().collect()
+    }
+
+    /// The guest dies, as from a `kill -9`.
+    pub fn kill_guest(&self, name: &str) {
+        let mut inner = self.lock();
+        if let Some(vm) = inner.vms.get_mut(name) {
+            vm.state = ListedState::Stopped;
+            vm.dead.cancel();
+        }
+    }
+
+    /// How often `step` was done.
+    pub fn count(&self, step: Step) -> usize {
+        self.lock().history.iter().filter(|(s, _)| *s == step).count()
+    }
+
+    /// What was done, in order, with the VM's name.
+    pub fn history(&self) -> Vec<(Step, String)> {
+        self.lock().history.clone()
+    }
+
+    /// The most VMs that ran at one time.
+    pub fn running_most(&self) -> usize {
+        self.lock().running_most
+    }
+
+    async fn act(&self, step: Step, name: &str) -> Result<(), Fault> {
+        let behaviour = {
+            let mut inner = self.lock();
+            inner.history.push((step, name.to_owned()));
+            let next = inner.scripted.get_mut(&step).and_then(VecDeque::pop_front);
+            next.or_else(|| inner.always.get(&step).cloned()).unwrap_or(Behaviour::Ok)
+        };
+        match behaviour {
+            Behaviour::Ok => Ok(()),
+            Behaviour::Err(reason) => Err(Fault::new(reason, format!("sim {step:?}"), "as scripted")),
+            Behaviour::Slow(time) => {
+                sleep(time).await;
+                Ok(())
+            }
+            Behaviour::Never => pending().await,
+        }
+    }
+
+    fn vm(&self, name: &str) -> Result<SimVm, Fault> {
+        let found = self.lock().vms.get(name).cloned();
+        found.ok_or_else(|| {
+            Fault::new(Reason::VmMissing, "sim", format!("the specified VM \"{name}\" does not exist"))
+        })
+    }
+}
+
+impl Inner {
+    fn insert(&mut self, name: &str, state: ListedState) {
+        let [_, _, high, low] = u32::try_from(self.vms.len()).unwrap_or(0).to_be_bytes();
+        let address = IpAddr::V4(Ipv4Addr::new(127, 99, high, low));
+        let vm = SimVm { state, address, dead: CancellationToken::new() };
+        self.vms.insert(name.to_owned(), vm);
+    }
+
+    fn note_running(&mut self) {
+        let running = self.vms.values().filter(|vm| vm.state == ListedState::Running).count();
+        self.running_most = self.running_most.max(running);
+    }
+}
+
+impl Runtime for Sim {
+    fn clone_image<'a>(&'a self, _image: &'a str, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            self.act(Step::Clone, &vm.to_string()).await?;
+            self.lock().insert(&vm.to_string(), ListedState::Stopped);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn configure<'a>(&'a self, vm: &'a VmName, _shape: &'a Shape) -> BoxFuture<'a, Result<(), Fault>> {
+        async move { self.act(Step::Configure, &vm.to_string()).await }.boxed()
+    }
+
+    fn start<'a>(
+        &'a self,
+        vm: &'a VmName,
+        _options: &'a RunOptions,
+    ) -> BoxFuture<'a, Result<Box<dyn RunProcess>, Fault>> {
+        async move {
+            let name = vm.to_string();
+            self.act(Step::Start, &name).await?;
+            let dead = self.vm(&name)?.dead;
+            let mut inner = self.lock();
+            if let Some(vm) = inner.vms.get_mut(&name) {
+                vm.state = ListedState::Running;
+            }
+            inner.note_running();
+            Ok(Box::new(SimRun { sim: self.clone(), name, dead }) as Box<dyn RunProcess>)
+        }
+        .boxed()
+    }
+
+    fn address<'a>(
+        &'a self,
+        vm: &'a VmName,
+        _network: &'a Network,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<IpAddr, Fault>> {
+        async move {
+            let acted = timeout(deadline.left(), self.act(Step::Address, &vm.to_string())).await;
+            acted.unwrap_or_else(|_| Err(Fault::new(Reason::NoAddress, "sim ip", "no IP address found")))?;
+            Ok(self.vm(&vm.to_string())?.address)
+        }
+        .boxed()
+    }
+
+    fn stop<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            self.act(Step::Stop, &vm.to_string()).await?;
+            self.kill_guest(&vm.to_string());
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            self.act(Step::Delete, &vm.to_string()).await?;
+            let mut inner = self.lock();
+            let running = inner.vms.get(&vm.to_string()).is_some_and(|vm| vm.state == ListedState::Running);
+            if running {
+                return Err(Fault::new(Reason::VerbFailed, "sim delete", format!("VM \"{vm}\" is running")));
+            }
+            inner.vms.remove(&vm.to_string());
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Listed>, Fault>> {
+        async move {
+            self.act(Step::List, "").await?;
+            let inner = self.lock();
+            Ok(inner.vms.iter().map(|(name, vm)| Listed { name: name.clone(), state: vm.state }).collect())
+        }
+        .boxed()
+    }
+
+    fn image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ImageInfo, Fault>> {
+        async move {
+            self.act(Step::Image, image).await?;
+            let os = if image.contains("macos") { GuestOs::Darwin } else { GuestOs::Linux };
+            Ok(ImageInfo { os, cpus: 1, memory_mib: 512 })
+        }
+        .boxed()
+    }
+
+    fn version(&self) -> BoxFuture<'_, Result<String, Fault>> {
+        async { Ok("sim".to_owned()) }.boxed()
+    }
+}
+
+struct SimRun {
+    sim: Sim,
+    name: String,
+    dead: CancellationToken,
+}
+
+impl RunProcess for SimRun {
+    fn ended(&mut self) -> BoxFuture<'_, RunEnd> {
+        async move {
+            self.dead.cancelled().await;
+            RunEnd { code: Some(0), text: "guest has stopped the virtual machine due to error: sim".into() }
+        }
+        .boxed()
+    }
+
+    fn kill(&mut self, deadline: Deadline) -> BoxFuture<'_, Result<(), Fault>> {
+        async move {
+            let acted = timeout(deadline.left(), self.sim.act(Step::Kill, &self.name)).await;
+            acted.unwrap_or_else(|_| Err(Fault::new(Reason::VerbTimeout, "sim kill", "it does not go")))?;
+            self.sim.kill_guest(&self.name);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn pid(&self) -> Option<u32> {
+        None
+    }
+}
+
+impl Connector for Sim {
+    fn connect<'a>(
+        &'a self,
+        target: &'a Target,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>> {
+        async move {
+            let late = || Fault::new(Reason::SshTimeout, "sim connect", "nobody answered");
+            let acted = timeout(deadline.left(), self.act(Step::Connect, "")).await;
+            acted.unwrap_or_else(|_| Err(late()))?;
+            let inner = self.lock();
+            let vm = inner.vms.values().find(|vm| vm.address == target.address).ok_or_else(late)?;
+            let channel = SimChannel { sim: self.clone(), dead: vm.dead.clone() };
+            Ok(Arc::new(channel) as Arc<dyn Channel>)
+        }
+        .boxed()
+    }
+}
+
+struct SimChannel {
+    sim: Sim,
+    dead: CancellationToken,
+}
+
+fn lost() -> Fault {
+    Fault::new(Reason::ConnectionLost, "sim channel", "the guest is gone")
+}
+
+impl SimChannel {
+    /// `step`, unless the guest dies or `limit` passes first.
+    async fn alive(&self, step: Step, limit: Duration) -> Result<(), Fault> {
+        tokio::select! {
+            biased;
+            () = self.dead.cancelled() => Err(lost()),
+            acted = timeout(limit, self.sim.act(step, "")) => {
+                acted.unwrap_or_else(|_| Err(Fault::new(Reason::ProbeFailed, "sim channel", "no answer in time")))
+            }
+        }
+    }
+
+    /// A small shell: `echo TEXT`, `sleep SECONDS`, `exit CODE`, separated by `;`.
+    async fn interpret(&self, command: &str, lines: &mpsc::Sender<Line>) -> i32 {
+        for part in command.split(';').map(str::trim) {
+            let (verb, rest) = part.split_once(' ').unwrap_or((part, ""));
+            match verb {
+                "echo" => {
+                    lines.send(Line { stream: Stream::Out, text: rest.to_owned() }).await.ok();
+                }
+                "sleep" => sleep(Duration::from_secs(rest.parse().unwrap_or(0))).await,
+                "exit" => return rest.parse().unwrap_or(2),
+                _ => {}
+            }
+        }
+        0
+    }
+}
+
+impl Channel for SimChannel {
+    fn probe(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>> {
+        self.alive(Step::Probe, limit).boxed()
+    }
+
+    fn put_tree<'a>(&'a self, _tar: &'a Path, deadline: Deadline) -> BoxFuture<'a, Result<u64, Fault>> {
+        async move { self.alive(Step::PutTree, deadline.left()).await.map(|()| 0) }.boxed()
+    }
+
+    fn run<'a>(
+        &'a self,
+        script: &'a Script,
+        lines: mpsc::Sender<Line>,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'a, Result<Ended, Fault>> {
+        async move {
+            self.alive(Step::Run, script.timeout).await?;
+            tokio::select! {
+                biased;
+                () = self.dead.cancelled() => Err(lost()),
+                () = cancel.cancelled() => Ok(Ended::Cancelled),
+                () = sleep(script.timeout) => Ok(Ended::TimedOut),
+                code = self.interpret(&script.command, &lines) => Ok(Ended::Exited(code)),
+            }
+        }
+        .boxed()
+    }
+
+    fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>> {
+        async move {
+            self.alive(Step::Take, take.deadline.left()).await?;
+            let mut taken = Vec::new();
+            for glob in &take.globs {
+                std::fs::write(take.into.join(glob), glob).map_err(TakeError::Host)?;
+                taken.push(Taken { path: glob.clone(), bytes: glob.len() as u64, sha256: "0".repeat(64) });
+            }
+            Ok(taken)
+        }
+        .boxed()
+    }
+
+    fn lost(&self) -> BoxFuture<'static, Fault> {
+        let dead = self.dead.clone();
+        async move {
+            dead.cancelled().await;
+            lost()
+        }
+        .boxed()
+    }
+}
+
+/// Those of `names` that are ours.
+pub fn ours(names: &[String]) -> Vec<VmName> {
+    names
+        .iter()
+        .filter_map(|name| match VmName::parse(name) {
+            Parsed::Ours(vm) => Some(vm),
+            Parsed::NotOurs | Parsed::Malformed => None,
+        })
+        .collect()
+}

@@ -1,0 +1,51 @@
+//! Builds that are not over, as others may look at them: the record as it changes, the log's head, and a way to cancel.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use super::actor::BuildHandle;
+use super::log::LogHead;
+use crate::ids::BuildId;
+use crate::store::BuildRecord;
+
+/// A build that is not over.
+#[derive(Clone)]
+pub struct LiveBuild {
+    pub record: watch::Receiver<BuildRecord>,
+    pub log: watch::Receiver<LogHead>,
+    pub handle: BuildHandle,
+}
+
+/// All of them. Each build's actor is the only one that enters and removes its own.
+#[derive(Clone, Default)]
+pub struct LiveBuilds {
+    builds: Arc<Mutex<HashMap<BuildId, LiveBuild>>>,
+}
+
+impl LiveBuilds {
+    /// Enters a build.
+    pub fn enter(&self, id: BuildId, build: LiveBuild) {
+        self.with(|builds| builds.insert(id, build));
+    }
+
+    /// Removes a build that is over and on disk.
+    pub fn remove(&self, id: BuildId) {
+        self.with(|builds| builds.remove(&id));
+    }
+
+    /// One build.
+    pub fn get(&self, id: BuildId) -> Option<LiveBuild> {
+        self.with(|builds| builds.get(&id).cloned())
+    }
+
+    /// All builds' numbers.
+    pub fn ids(&self) -> Vec<BuildId> {
+        self.with(|builds| builds.keys().copied().collect())
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<BuildId, LiveBuild>) -> T) -> T {
+        f(&mut self.builds.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

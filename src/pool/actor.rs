@@ -1,0 +1,498 @@
+//! The pool's actor: write what happened into the books, ask `policy` what to do, do it, publish.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
+use super::ledger::{Ledger, Waiting};
+use super::policy::{self, Decision};
+use super::snapshot::{self, PoolSnapshot};
+use crate::clock::{self, Instant, UnixMillis};
+use crate::config::{Config, Pool};
+use crate::guest::{Channel, Connector};
+use crate::host;
+use crate::ids::{BuildId, Generation, PoolName};
+use crate::runtime::{Fault, FaultKind, GuestOs, ImageInfo, Reason, RunOptions, Runtime, Shape, VmName};
+use crate::telemetry::events::{ActorRestarted, PoolTroubled, RetireReason, StaleReport, VmCreated};
+use crate::vm::actor::{self as vm_actor, Begin, VmArguments};
+use crate::vm::birth::Recipe;
+use crate::vm::handle::{Reporter, VmCommand, VmHandle, VmReport};
+use crate::vm::state::{VmPhase, VmStateName};
+
+/// The disk is looked at this often, and the books are read again.
+const TICK: Duration = Duration::from_secs(10);
+
+/// What the pool hears.
+pub enum PoolMessage {
+    Claim {
+        build: BuildId,
+        pool: PoolName,
+        since: UnixMillis,
+        lessee: Lessee,
+    },
+    Withdraw(BuildId),
+    /// A lease was dropped.
+    Return {
+        vm: VmName,
+        build: BuildId,
+    },
+    Vm(VmName, VmReport),
+    Image(PoolName, Result<ImageInfo, Fault>),
+    Disk(Option<host::Disk>),
+    Tick,
+    Stop(RpcReplyPort<()>),
+}
+
+/// What the actor is made from.
+pub struct PoolArguments {
+    pub config: Arc<Config>,
+    pub runtime: Arc<dyn Runtime>,
+    pub connector: Arc<dyn Connector>,
+    /// Greater than every generation that was ever used.
+    pub first: Generation,
+    /// Told of each generation before it is used.
+    pub note_generation: Arc<dyn Fn(Generation) + Send + Sync>,
+    pub publish: watch::Sender<Arc<PoolSnapshot>>,
+}
+
+/// The actor. Its state is in [`PoolBooks`].
+pub struct PoolManager;
+
+/// What the pool's actor knows.
+pub struct PoolBooks {
+    args: PoolArguments,
+    ledger: Ledger,
+    handles: HashMap<VmName, VmHandle>,
+    channels: HashMap<VmName, Arc<dyn Channel>>,
+    lessees: HashMap<BuildId, Lessee>,
+    /// Who is told when a VM's guest is dead.
+    mourners: HashMap<VmName, Lessee>,
+    images_asked: HashMap<PoolName, AbortOnDropHandle<()>>,
+    disk_asked: Option<AbortOnDropHandle<()>>,
+    timer: Option<AbortOnDropHandle<()>>,
+    stop: Vec<RpcReplyPort<()>>,
+    generation: u64,
+}
+
+impl Actor for PoolManager {
+    type Msg = PoolMessage;
+    type State = PoolBooks;
+    type Arguments = PoolArguments;
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<PoolMessage>,
+        args: PoolArguments,
+    ) -> Result<PoolBooks, ActorProcessingErr> {
+        let ledger = Ledger::new(&args.config, args.first);
+        me.cast(PoolMessage::Tick)?;
+        Ok(PoolBooks {
+            args,
+            ledger,
+            handles: HashMap::new(),
+            channels: HashMap::new(),
+            lessees: HashMap::new(),
+            mourners: HashMap::new(),
+            images_asked: HashMap::new(),
+            disk_asked: None,
+            timer: None,
+            stop: Vec::new(),
+            generation: 0,
+        })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<PoolMessage>,
+        message: PoolMessage,
+        books: &mut PoolBooks,
+    ) -> Result<(), ActorProcessingErr> {
+        let claiming = match &message {
+            PoolMessage::Claim { build, .. } => Some(*build),
+            PoolMessage::Withdraw(_) | PoolMessage::Return { .. } | PoolMessage::Vm(..) => None,
+            PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick | PoolMessage::Stop(_) => None,
+        };
+        books.hear(&me, message);
+        books.settle(&me, claiming).await
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<PoolMessage>,
+        event: SupervisionEvent,
+        books: &mut PoolBooks,
+    ) -> Result<(), ActorProcessingErr> {
+        let (cell, why) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
+            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason.unwrap_or_default()),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
+        };
+        books.vm_actor_ended(&me, &cell, &why).await;
+        books.settle(&me, None).await
+    }
+}
+
+/// Spawns the pool under `supervisor`.
+///
+/// # Errors
+/// When the actor system refuses.
+pub async fn spawn(arguments: PoolArguments, supervisor: ActorCell) -> Result<PoolHandle, ractor::SpawnErr> {
+    let snapshot = arguments.publish.subscribe();
+    let (actor, _) = PoolManager::spawn_linked(None, PoolManager, arguments, supervisor).await?;
+    Ok(PoolHandle::new(actor, snapshot))
+}
+
+impl PoolBooks {
+    fn hear(&mut self, me: &ActorRef<PoolMessage>, message: PoolMessage) {
+        match message {
+            PoolMessage::Claim { build, pool, since, lessee } => {
+                self.lessees.insert(build, lessee);
+                self.ledger.reclaim(Waiting { build, pool, since, asked: clock::now() });
+            }
+            PoolMessage::Withdraw(build) => {
+                self.ledger.withdraw(build);
+                self.lessees.remove(&build);
+            }
+            PoolMessage::Return { vm, build } => self.returned(&vm, build),
+            PoolMessage::Vm(vm, report) => self.vm_reported(&vm, report),
+            PoolMessage::Image(pool, answer) => self.image_answered(&pool, answer),
+            PoolMessage::Disk(disk) => {
+                self.disk_asked = None;
+                let min = self.args.config.host.disk_free_min.0;
+                self.ledger.disk_low = disk.is_some_and(|disk| disk.free < min);
+            }
+            PoolMessage::Tick => self.look_at_disk(me),
+            PoolMessage::Stop(reply) => self.stop_all(reply),
+        }
+    }
+
+    fn returned(&mut self, vm: &VmName, build: BuildId) {
+        if let Some(lessee) = self.lessees.remove(&build) {
+            self.mourners.insert(vm.clone(), lessee);
+        }
+        self.remove(vm, RetireReason::Used);
+        if !self.handles.contains_key(vm) {
+            self.mourn(vm);
+        }
+    }
+
+    fn remove(&mut self, vm: &VmName, why: RetireReason) {
+        self.channels.remove(vm);
+        self.ledger.dying(vm);
+        if let Some(handle) = self.handles.get(vm) {
+            handle.command(VmCommand::Remove(why));
+        }
+    }
+
+    fn mourn(&mut self, vm: &VmName) {
+        if let Some(lessee) = self.mourners.remove(vm) {
+            lessee(LeaseEvent::GuestDead(vm.clone()));
+        }
+    }
+
+    fn vm_reported(&mut self, vm: &VmName, report: VmReport) {
+        match report {
+            VmReport::State(state) => self.ledger.note_state(vm, state, UnixMillis::now()),
+            VmReport::Prepared => {
+                let moved = self.ledger.prepared(vm);
+                expect(moved, vm, "prepared");
+            }
+            VmReport::Started { pid } => {
+                if let Some(row) = self.ledger.vms.get_mut(vm) {
+                    row.pid = pid;
+                }
+            }
+            VmReport::Warm { channel, address } => self.warmed(vm, channel, address),
+            VmReport::Healthy => self.trouble(&vm.pool, |trouble| trouble.mended()),
+            VmReport::Failed { phase, fault } => self.failed(vm, phase, fault),
+            VmReport::GuestDead => {
+                self.ledger.guest_dead(vm);
+                self.mourn(vm);
+            }
+            VmReport::Gone => {
+                self.ledger.gone(vm);
+                self.handles.remove(vm);
+                self.mourn(vm);
+            }
+            VmReport::Quarantined { .. } => {
+                self.ledger.lost(vm);
+                self.mourn(vm);
+            }
+        }
+    }
+
+    fn warmed(&mut self, vm: &VmName, channel: Arc<dyn Channel>, address: std::net::IpAddr) {
+        let moved = self.ledger.warmed(vm, clock::now());
+        expect(moved, vm, "warm");
+        if !moved {
+            return;
+        }
+        self.channels.insert(vm.clone(), channel);
+        if let Some(row) = self.ledger.vms.get_mut(vm) {
+            row.address = Some(address);
+        }
+        self.trouble(&vm.pool, |trouble| trouble.warmed());
+    }
+
+    fn trouble(&mut self, pool: &PoolName, change: impl FnOnce(&mut super::trouble::Trouble)) {
+        if let Some(row) = self.ledger.pools.get_mut(pool) {
+            change(&mut row.trouble);
+        }
+    }
+
+    fn failed(&mut self, vm: &VmName, phase: VmPhase, fault: Fault) {
+        self.channels.remove(vm);
+        self.ledger.dying(vm);
+        match phase {
+            // The build that had it hears of it through its own connection.
+            VmPhase::Leased | VmPhase::Removal => {}
+            VmPhase::Warm => self.pool_failed(&vm.pool.clone(), fault, true),
+            VmPhase::Birth(_) => self.pool_failed(&vm.pool.clone(), fault, false),
+        }
+    }
+
+    /// A fault of the host's is every pool's; one of the image's or of a guest's is its pool's.
+    fn pool_failed(&mut self, pool: &PoolName, fault: Fault, while_warm: bool) {
+        let now = clock::now();
+        let everywhere = fault.kind() == FaultKind::Host;
+        for (name, row) in &mut self.ledger.pools {
+            if name != pool && !everywhere {
+                continue;
+            }
+            let wait = row.trouble.failed(fault.clone(), while_warm, now);
+            let failures = row.trouble.current().map_or(0, |c| c.failures);
+            PoolTroubled { pool: name, fault: &fault, failures, wait }.emit();
+            // The image is looked at again before the next clone.
+            if fault.reason == Reason::ImageMissing {
+                row.image = None;
+            }
+        }
+    }
+
+    fn image_answered(&mut self, pool: &PoolName, answer: Result<ImageInfo, Fault>) {
+        self.images_asked.remove(pool);
+        match answer {
+            Ok(info) => {
+                if let Some(row) = self.ledger.pools.get_mut(pool) {
+                    row.image = Some(info);
+                    row.trouble.warmed();
+                }
+            }
+            Err(fault) => self.pool_failed(pool, fault, false),
+        }
+    }
+
+    fn look_at_disk(&mut self, me: &ActorRef<PoolMessage>) {
+        if self.disk_asked.is_some() {
+            return;
+        }
+        let (path, me): (PathBuf, _) = (self.args.config.home.path().to_owned(), me.clone());
+        self.disk_asked = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let disk = tokio::task::spawn_blocking(move || host::disk(&path)).await.ok().flatten();
+            me.cast(PoolMessage::Disk(disk)).ok();
+        })));
+    }
+
+    fn look_at_images(&mut self, me: &ActorRef<PoolMessage>, now: Instant) {
+        if self.ledger.stopping {
+            return;
+        }
+        for (pool, row) in &self.ledger.pools {
+            let due = row.image.is_none() && row.trouble.allows(now, 0);
+            let Some(config) = self.args.config.pools.get(pool).filter(|_| due) else { continue };
+            if self.images_asked.contains_key(pool) {
+                continue;
+            }
+            let (runtime, image, name, me) =
+                (self.args.runtime.clone(), config.image.clone(), pool.clone(), me.clone());
+            let task = AbortOnDropHandle::new(tokio::spawn(async move {
+                let answer = runtime.image(&image).await;
+                me.cast(PoolMessage::Image(name, answer)).ok();
+            }));
+            self.images_asked.insert(pool.clone(), task);
+        }
+    }
+
+    fn stop_all(&mut self, reply: RpcReplyPort<()>) {
+        self.ledger.stopping = true;
+        self.images_asked.clear();
+        self.stop.push(reply);
+        let names: Vec<VmName> = self.ledger.vms.keys().cloned().collect();
+        for vm in names {
+            self.remove(&vm, RetireReason::Stopping);
+        }
+    }
+
+    /// Decides and performs until there is nothing to do, then publishes.
+    async fn settle(
+        &mut self,
+        me: &ActorRef<PoolMessage>,
+        claiming: Option<BuildId>,
+    ) -> Result<(), ActorProcessingErr> {
+        let now = clock::now();
+        while let Some(decision) = policy::decide(&self.ledger, now) {
+            self.perform(me, decision, claiming, now).await?;
+        }
+        self.look_at_images(me, now);
+        self.ledger.audit()?;
+        self.publish(now);
+        self.arm(me, now);
+        let busy = self.ledger.vms.values().any(|vm| vm.state != VmStateName::Quarantined);
+        if self.ledger.stopping && !busy {
+            for reply in self.stop.drain(..) {
+                reply.send(()).ok();
+            }
+        }
+        Ok(())
+    }
+
+    async fn perform(
+        &mut self,
+        me: &ActorRef<PoolMessage>,
+        decision: Decision,
+        claiming: Option<BuildId>,
+        now: Instant,
+    ) -> Result<(), ActorProcessingErr> {
+        match decision {
+            Decision::Lease { vm, build } => self.lease(me, &vm, build, claiming == Some(build), now),
+            Decision::Start { vm } => {
+                if !self.ledger.grant(&vm) {
+                    return Err(format!("{vm} cannot be started although the policy says so").into());
+                }
+                self.command(&vm, VmCommand::GrantSlot);
+            }
+            Decision::Clone { pool, slot } => {
+                let vm = self.ledger.register(&pool, slot, UnixMillis::now());
+                (self.args.note_generation)(vm.generation);
+                VmCreated { vm: &vm }.emit();
+                self.spawn_vm(me, &vm, Begin::Birth).await?;
+            }
+            Decision::Remove { vm, why } => self.remove(&vm, why),
+        }
+        Ok(())
+    }
+
+    fn lease(
+        &mut self,
+        me: &ActorRef<PoolMessage>,
+        vm: &VmName,
+        build: BuildId,
+        at_once: bool,
+        now: Instant,
+    ) {
+        let Some(channel) = self.channels.remove(vm) else { return self.remove(vm, RetireReason::Failed) };
+        let Some(waiting) = self.ledger.lease(vm, build) else { return };
+        self.command(vm, VmCommand::Lease);
+        let lease = Lease {
+            vm: vm.clone(),
+            channel,
+            at_once,
+            waited: now.saturating_duration_since(waiting.asked),
+            build,
+            pool: PoolHandle::new(me.clone(), self.args.publish.subscribe()),
+        };
+        // Nobody to take it: dropping the lease brings the VM back, and away.
+        if let Some(lessee) = self.lessees.get(&build) {
+            lessee(LeaseEvent::Granted(lease));
+        }
+    }
+
+    fn command(&self, vm: &VmName, command: VmCommand) {
+        if let Some(handle) = self.handles.get(vm) {
+            handle.command(command);
+        }
+    }
+
+    async fn spawn_vm(
+        &mut self,
+        me: &ActorRef<PoolMessage>,
+        vm: &VmName,
+        begin: Begin,
+    ) -> Result<(), ActorProcessingErr> {
+        let told = me.clone();
+        let report: Reporter = Arc::new(move |vm, report| {
+            told.cast(PoolMessage::Vm(vm.clone(), report)).ok();
+        });
+        let pool = self.args.config.pools.get(&vm.pool).ok_or("a pool that is not configured")?;
+        let image = self.ledger.pools.get(&vm.pool).and_then(|row| row.image.clone());
+        let arguments = VmArguments {
+            recipe: recipe(vm, pool, image.as_ref(), &self.args.config),
+            runtime: self.args.runtime.clone(),
+            connector: self.args.connector.clone(),
+            report,
+            begin,
+        };
+        let handle = vm_actor::spawn(arguments, me.get_cell()).await?;
+        self.handles.insert(vm.clone(), handle);
+        Ok(())
+    }
+
+    /// A VM's actor ended. If its VM is still in the books it failed, and another takes its VM away.
+    async fn vm_actor_ended(&mut self, me: &ActorRef<PoolMessage>, cell: &ActorCell, why: &str) {
+        let found = self.handles.iter().find(|(_, handle)| handle.id() == cell.get_id());
+        let Some(vm) = found.map(|(vm, _)| vm.clone()) else { return };
+        self.handles.remove(&vm);
+        self.channels.remove(&vm);
+        if !self.ledger.vms.contains_key(&vm) {
+            return;
+        }
+        ActorRestarted { actor: "vm", why }.emit();
+        self.ledger.dying(&vm);
+        if self.spawn_vm(me, &vm, Begin::Removal).await.is_err() {
+            self.ledger.lost(&vm);
+        }
+    }
+
+    fn publish(&mut self, now: Instant) {
+        self.generation += 1;
+        let snapshot = snapshot::of(&self.ledger, &self.args.config, self.generation, now, UnixMillis::now());
+        self.args.publish.send_replace(Arc::new(snapshot));
+    }
+
+    /// One timer, for whatever is due first.
+    fn arm(&mut self, me: &ActorRef<PoolMessage>, now: Instant) {
+        let due = policy::wake(&self.ledger, now).unwrap_or(now + TICK).min(now + TICK);
+        let me = me.clone();
+        self.timer = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep_until(due).await;
+            me.cast(PoolMessage::Tick).ok();
+        })));
+    }
+}
+
+/// A report that the books did not expect is stale, and said so.
+fn expect(moved: bool, vm: &VmName, what: &'static str) {
+    if !moved {
+        StaleReport { what, why: format!("{vm} is not where that fits") }.emit();
+    }
+}
+
+fn recipe(vm: &VmName, pool: &Pool, image: Option<&ImageInfo>, config: &Config) -> Recipe {
+    let deadlines = &config.runtime.deadlines;
+    Recipe {
+        name: vm.clone(),
+        image: pool.image.clone(),
+        shape: Shape {
+            cpus: pool.cpu,
+            memory_mib: pool.memory.map(|m| m.0 >> 20),
+            disk_gb: pool.disk.map(|d| d.0.div_ceil(1_000_000_000)),
+            fresh_serial: image.is_some_and(|i| i.os == GuestOs::Darwin),
+        },
+        run: RunOptions { network: pool.network.clone(), extra_args: pool.run_args.clone() },
+        user: pool.user.clone(),
+        key: pool.key.clone(),
+        port: pool.port,
+        boot_timeout: pool.boot_timeout,
+        warmup: pool.warmup.clone(),
+        warmup_timeout: pool.warmup_timeout,
+        probe_timeout: pool.probe_timeout,
+        probe_interval: pool.probe_interval,
+        removal_timeout: deadlines.stop + deadlines.delete,
+    }
+}

@@ -1,0 +1,90 @@
+//! What a build waits for, from the books alone, in words that an operator can act on.
+
+use std::fmt;
+
+use super::ledger::{HostFull, Ledger, Stage};
+use crate::clock::Instant;
+use crate::ids::BuildId;
+
+/// Why a build has no VM yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wait {
+    /// A VM is coming up for it.
+    Booting { pool: String },
+    /// Others of its pool come first.
+    Ahead { pool: String, ahead: usize },
+    /// Every slot of the pool is in use.
+    SlotsBusy { pool: String, max: u16 },
+    /// A bound of the host is reached.
+    Host(HostFull),
+    /// The pool's VMs fail to come up.
+    Trouble { pool: String, fault: String, seconds: u64 },
+    /// The disk is nearly full.
+    DiskLow,
+    /// The image is being looked at.
+    Image { pool: String },
+    /// The daemon stops.
+    Stopping,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Booting { pool } => write!(f, "a VM of pool `{pool}` that is coming up"),
+            Self::Ahead { pool, ahead: 1 } => write!(f, "a VM of pool `{pool}`; 1 build is ahead"),
+            Self::Ahead { pool, ahead } => write!(f, "a VM of pool `{pool}`; {ahead} builds are ahead"),
+            Self::SlotsBusy { pool, max } => write!(f, "a slot of pool `{pool}`: all {max} are in use"),
+            Self::Host(HostFull::Vms { max }) => write!(f, "a place on the host: {max} VMs run (host.vms)"),
+            Self::Host(HostFull::MacosGuests { max }) => {
+                write!(f, "a place on the host: {max} macOS guests run (host.macos_guests)")
+            }
+            Self::Host(HostFull::Cores { max }) => write!(f, "cores of the host: at most {max} (host.cores)"),
+            Self::Host(HostFull::Memory { max_mib }) => {
+                write!(f, "memory of the host: at most {max_mib} MiB (host.memory)")
+            }
+            Self::Trouble { pool, fault, seconds } => {
+                write!(f, "pool `{pool}`, whose VMs do not come up: {fault}; next try in {seconds} s")
+            }
+            Self::DiskLow => f.write_str("disk space: less is free than host.disk_free_min"),
+            Self::Image { pool } => write!(f, "the image of pool `{pool}` to be looked at"),
+            Self::Stopping => f.write_str("nothing: the daemon is stopping"),
+        }
+    }
+}
+
+/// What `build` waits for; `None` when it does not wait.
+pub fn waits_for(ledger: &Ledger, build: BuildId, now: Instant) -> Option<Wait> {
+    let at = ledger.waiting.iter().position(|w| w.build == build)?;
+    let name = &ledger.waiting[at].pool;
+    let row = ledger.pools.get(name)?;
+    let pool = name.to_string();
+    if ledger.stopping {
+        return Some(Wait::Stopping);
+    }
+    if let Some(trouble) = row.trouble.current() {
+        let seconds = trouble.next_try.saturating_duration_since(now).as_secs();
+        return Some(Wait::Trouble { pool, fault: trouble.fault.to_string(), seconds });
+    }
+    if row.image.is_none() {
+        return Some(Wait::Image { pool });
+    }
+    let ahead = ledger.waiting.iter().take(at).filter(|w| w.pool == *name).count();
+    let coming = |stage: Stage| matches!(stage, Stage::Booting | Stage::Warm);
+    if ledger.of(name).filter(|vm| coming(vm.stage)).count() > ahead {
+        return Some(Wait::Booting { pool });
+    }
+    if ahead > 0 {
+        return Some(Wait::Ahead { pool, ahead });
+    }
+    let running = ledger.of(name).filter(|vm| vm.holds_permit()).count();
+    if running >= usize::from(row.max) {
+        return Some(Wait::SlotsBusy { pool, max: row.max });
+    }
+    if let Err(full) = ledger.host.fits(row.load()) {
+        return Some(Wait::Host(full));
+    }
+    if ledger.disk_low {
+        return Some(Wait::DiskLow);
+    }
+    Some(Wait::Booting { pool })
+}

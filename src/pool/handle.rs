@@ -1,0 +1,97 @@
+//! What others hold of the pool: a handle to ask with, a snapshot to look at, and leases.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{ActorRef, RpcReplyPort};
+use tokio::sync::watch;
+
+use super::actor::PoolMessage;
+use super::snapshot::PoolSnapshot;
+use crate::clock::UnixMillis;
+use crate::guest::Channel;
+use crate::ids::{BuildId, PoolName};
+use crate::runtime::VmName;
+
+/// What the pool tells a build that asked.
+pub enum LeaseEvent {
+    /// A VM is the build's.
+    Granted(Lease),
+    /// The guest of a VM that the build gave back is dead.
+    GuestDead(VmName),
+}
+
+/// Where a build hears from the pool. Called from the pool's actor; it must not wait.
+pub type Lessee = Arc<dyn Fn(LeaseEvent) + Send + Sync>;
+
+/// A VM that belongs to one build. Dropped, the VM is taken away: it is never offered again.
+#[must_use]
+pub struct Lease {
+    pub vm: VmName,
+    pub channel: Arc<dyn Channel>,
+    /// It was warm when it was asked for.
+    pub at_once: bool,
+    /// From the claim to this lease.
+    pub waited: Duration,
+    pub(super) build: BuildId,
+    pub(super) pool: PoolHandle,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.pool.cast(PoolMessage::Return { vm: self.vm.clone(), build: self.build });
+    }
+}
+
+/// The pool's actor, from outside.
+#[derive(Clone)]
+pub struct PoolHandle {
+    actor: ActorRef<PoolMessage>,
+    snapshot: watch::Receiver<Arc<PoolSnapshot>>,
+}
+
+impl PoolHandle {
+    /// Wraps a running actor.
+    pub fn new(actor: ActorRef<PoolMessage>, snapshot: watch::Receiver<Arc<PoolSnapshot>>) -> Self {
+        Self { actor, snapshot }
+    }
+
+    /// The actor's identity, as supervision events carry it.
+    pub fn id(&self) -> ractor::ActorId {
+        self.actor.get_id()
+    }
+
+    /// Asks for a VM for a build. A build that asks again keeps the place that `since` gives it.
+    pub fn claim(&self, build: BuildId, pool: PoolName, since: UnixMillis, lessee: Lessee) {
+        self.cast(PoolMessage::Claim { build, pool, since, lessee });
+    }
+
+    /// The build waits no more.
+    pub fn withdraw(&self, build: BuildId) {
+        self.cast(PoolMessage::Withdraw(build));
+    }
+
+    /// Takes every VM away and starts none; returns when that is done or `limit` has passed.
+    pub async fn stop_all(&self, limit: Duration) {
+        let asked = self.actor.call(|reply: RpcReplyPort<()>| PoolMessage::Stop(reply), Some(limit));
+        asked.await.ok();
+    }
+
+    /// The pool as last published.
+    pub fn snapshot(&self) -> Arc<PoolSnapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Waits until a published snapshot satisfies `condition`, and returns it. For waits that have a deadline around them.
+    pub async fn until(&self, mut condition: impl FnMut(&PoolSnapshot) -> bool) -> Arc<PoolSnapshot> {
+        let mut receiver = self.snapshot.clone();
+        match receiver.wait_for(|snapshot| condition(snapshot)).await {
+            Ok(snapshot) => snapshot.clone(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn cast(&self, message: PoolMessage) {
+        self.actor.cast(message).ok();
+    }
+}

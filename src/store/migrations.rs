@@ -1,0 +1,53 @@
+//! The journal's schema, as a list of steps that only grows. `user_version` says how many have been done.
+
+use rusqlite::Connection;
+
+const STEPS: &[&str] = &["
+    CREATE TABLE builds (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        project TEXT NOT NULL,
+        pool TEXT NOT NULL,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        result TEXT,
+        reason TEXT,
+        submitted_ms INTEGER NOT NULL,
+        finished_ms INTEGER,
+        record TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX builds_unfinished ON builds (id) WHERE result IS NULL;
+    CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        build INTEGER NOT NULL,
+        sink TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        next_ms INTEGER NOT NULL,
+        last_error TEXT,
+        UNIQUE (build, sink)
+    ) STRICT;
+    CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+"];
+
+/// Sets a connection up and runs the steps that are missing.
+pub(super) fn prepare(connection: &mut Connection) -> Result<(), String> {
+    let text = |e: rusqlite::Error| e.to_string();
+    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(text)?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(text)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(text)?;
+    // On macOS a plain fsync does not reach the disk.
+    connection.pragma_update(None, "fullfsync", true).map_err(text)?;
+    let done: u32 = connection.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(text)?;
+    let done = usize::try_from(done).unwrap_or(usize::MAX);
+    if done > STEPS.len() {
+        return Err(format!(
+            "it is of version {done}, and this preheat knows {}: use a newer one",
+            STEPS.len()
+        ));
+    }
+    for (step, sql) in (1u32..).zip(STEPS).skip(done) {
+        let tx = connection.transaction().map_err(text)?;
+        tx.execute_batch(sql).map_err(text)?;
+        tx.pragma_update(None, "user_version", step).map_err(text)?;
+        tx.commit().map_err(text)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! The journal: SQLite in one thread. What has been accepted is here before anybody is told so. An operator can read it
+//! with `sqlite3` while the daemon runs.
+
+mod migrations;
+pub mod record;
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::UnixMillis;
+use crate::ids::{BuildId, Generation};
+pub use record::BuildRecord;
+
+/// Requests that may wait for the journal's thread; who asks for more waits before asking.
+const REQUESTS_MAX: usize = 256;
+
+/// Why the journal did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened or migrated.
+    #[error("cannot open the journal `{path}`: {text}")]
+    Open { path: PathBuf, text: String },
+    /// A statement failed.
+    #[error("the journal failed: {0}")]
+    Sql(#[from] rusqlite::Error),
+    /// A row does not parse.
+    #[error("the journal holds a row that does not parse: {0}")]
+    Row(#[from] serde_json::Error),
+    /// Its thread is gone.
+    #[error("the journal is closed")]
+    Closed,
+}
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// The journal. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    jobs: mpsc::Sender<Job>,
+}
+
+/// A delivery that is owed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    pub id: i64,
+    pub build: BuildId,
+    pub sink: String,
+    /// Attempts so far.
+    pub attempts: u32,
+    pub next_ms: UnixMillis,
+}
+
+impl Store {
+    /// Opens the journal, makes it when it is not there, and brings an older one up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] when the file cannot be used, or was written by a newer version.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |text: String| StoreError::Open { path: path.to_owned(), text };
+        let mut connection = Connection::open(path).map_err(|e| failed(e.to_string()))?;
+        migrations::prepare(&mut connection).map_err(failed)?;
+        let (jobs, mut receiver) = mpsc::channel::<Job>(REQUESTS_MAX);
+        std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || {
+                while let Some(job) = receiver.blocking_recv() {
+                    job(&mut connection);
+                }
+            })
+            .map_err(|e| failed(e.to_string()))?;
+        Ok(Self { jobs })
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            reply.send(work(connection)).ok();
+        });
+        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Writes a new build down and gives it its number.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn insert(&self, mut record: BuildRecord) -> Result<BuildRecord, StoreError> {
+        self.call(move |c| {
+            let tx = c.transaction()?;
+            tx.execute(
+                "INSERT INTO builds (project, pool, submitted_ms, record) VALUES ('', '', 0, '{}')",
+                [],
+            )?;
+            record.id = BuildId(u64::try_from(tx.last_insert_rowid()).unwrap_or(0));
+            update(&tx, &record)?;
+            tx.commit()?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Writes a build's progress down.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn save(&self, record: BuildRecord) -> Result<(), StoreError> {
+        self.call(move |c| update(c, &record)).await
+    }
+
+    /// Writes a build's result down, and with it what is owed to each sink.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn finish(&self, record: BuildRecord, sinks: Vec<String>) -> Result<(), StoreError> {
+        self.call(move |c| {
+            let tx = c.transaction()?;
+            update(&tx, &record)?;
+            for sink in sinks {
+                let sql =
+                    "INSERT OR IGNORE INTO outbox (build, sink, attempts, next_ms) VALUES (?1, ?2, 0, ?3)";
+                tx.execute(sql, params![key(record.id), sink, UnixMillis::now().0])?;
+            }
+            tx.commit()?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// One build.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn build(&self, id: BuildId) -> Result<Option<BuildRecord>, StoreError> {
+        self.call(move |c| {
+            let row = c.query_row(&format!("{SELECT} WHERE id = ?1"), [key(id)], read_row).optional()?;
+            row.map(parse).transpose()
+        })
+        .await
+    }
+
+    /// Builds, newest first.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn builds(&self, limit: u32) -> Result<Vec<BuildRecord>, StoreError> {
+        self.call(move |c| select(c, "ORDER BY id DESC LIMIT ?1", i64::from(limit))).await
+    }
+
+    /// Builds without a result, oldest first.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn unfinished(&self) -> Result<Vec<BuildRecord>, StoreError> {
+        self.call(|c| select(c, "WHERE result IS NULL AND id > ?1 ORDER BY id", 0)).await
+    }
+
+    /// Deliveries that are owed, those that are due first.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn owed(&self) -> Result<Vec<Delivery>, StoreError> {
+        self.call(|c| {
+            let mut rows =
+                c.prepare("SELECT id, build, sink, attempts, next_ms FROM outbox ORDER BY next_ms, id")?;
+            let read = rows.query_map([], |r| {
+                let build = BuildId(u64::try_from(r.get::<_, i64>(1)?).unwrap_or(0));
+                Ok(Delivery {
+                    id: r.get(0)?,
+                    build,
+                    sink: r.get(2)?,
+                    attempts: r.get(3)?,
+                    next_ms: UnixMillis(r.get(4)?),
+                })
+            })?;
+            Ok(read.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// A delivery arrived.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn delivered(&self, id: i64) -> Result<(), StoreError> {
+        self.call(move |c| Ok(c.execute("DELETE FROM outbox WHERE id = ?1", [id]).map(drop)?)).await
+    }
+
+    /// A delivery failed and is tried again at `next`.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn not_delivered(&self, id: i64, next: UnixMillis, error: String) -> Result<(), StoreError> {
+        self.call(move |c| {
+            let sql =
+                "UPDATE outbox SET attempts = attempts + 1, next_ms = ?2, last_error = ?3 WHERE id = ?1";
+            Ok(c.execute(sql, params![id, next.0, error]).map(drop)?)
+        })
+        .await
+    }
+
+    /// Forgets ended, delivered builds but the newest `keep`, and says which.
+    ///
+    /// # Errors
+    /// When the journal cannot be changed.
+    pub async fn prune(&self, keep: u32) -> Result<Vec<BuildId>, StoreError> {
+        self.call(move |c| {
+            let sql = "DELETE FROM builds WHERE result IS NOT NULL AND id NOT IN (SELECT build FROM outbox)
+                AND id NOT IN (SELECT id FROM builds WHERE result IS NOT NULL ORDER BY id DESC LIMIT ?1)
+                RETURNING id";
+            let mut statement = c.prepare(sql)?;
+            let ids = statement.query_map([keep], |r| r.get::<_, i64>(0))?;
+            let ids: Vec<i64> = ids.collect::<Result<_, _>>()?;
+            Ok(ids.into_iter().filter_map(|id| u64::try_from(id).ok()).map(BuildId).collect())
+        })
+        .await
+    }
+
+    /// The greatest generation that a VM was given.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn generation(&self) -> Result<Generation, StoreError> {
+        self.call(|c| {
+            let sql = "SELECT value FROM counters WHERE name = 'generation'";
+            let value: Option<i64> = c.query_row(sql, [], |r| r.get(0)).optional()?;
+            Ok(Generation(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0)))
+        })
+        .await
+    }
+
+    /// Writes a generation down.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn note_generation(&self, generation: Generation) -> Result<(), StoreError> {
+        self.call(move |c| {
+            let sql = "INSERT INTO counters (name, value) VALUES ('generation', ?1)
+                ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)";
+            Ok(c.execute(sql, [i64::try_from(generation.0).unwrap_or(i64::MAX)]).map(drop)?)
+        })
+        .await
+    }
+
+    /// Whether the journal answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn answers(&self) -> Result<(), StoreError> {
+        self.call(|c| Ok(c.query_row("SELECT 1", [], |_| Ok(()))?)).await
+    }
+}
+
+/// `owed` says whether a delivery of it is still in the outbox.
+const SELECT: &str =
+    "SELECT record, EXISTS (SELECT 1 FROM outbox WHERE outbox.build = builds.id) AS owed FROM builds";
+
+fn key(id: BuildId) -> i64 {
+    i64::try_from(id.0).unwrap_or(i64::MAX)
+}
+
+fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, bool)> {
+    Ok((row.get(0)?, row.get(1)?))
+}
+
+fn parse((json, owed): (String, bool)) -> Result<BuildRecord, StoreError> {
+    let mut record: BuildRecord = serde_json::from_str(&json)?;
+    record.owed = owed;
+    Ok(record)
+}
+
+fn select(c: &Connection, rest: &str, parameter: i64) -> Result<Vec<BuildRecord>, StoreError> {
+    let mut statement = c.prepare(&format!("{SELECT} {rest}"))?;
+    let rows = statement.query_map([parameter], read_row)?.collect::<Result<Vec<_>, _>>()?;
+    rows.into_iter().map(parse).collect()
+}
+
+/// The columns are for people and indexes; the whole record is JSON beside them.
+fn update(c: &Connection, record: &BuildRecord) -> Result<(), StoreError> {
+    let result = record.result.map(|r| r.as_str());
+    let sql = "UPDATE builds SET project = ?2, pool = ?3, attempt = ?4, result = ?5, reason = ?6, submitted_ms = ?7,
+        finished_ms = ?8, record = ?9 WHERE id = ?1";
+    c.execute(
+        sql,
+        params![
+            key(record.id),
+            record.spec.project,
+            record.spec.pool.as_str(),
+            record.attempt,
+            result,
+            record.reason,
+            record.submitted_ms.0,
+            record.finished_ms.map(|t| t.0),
+            serde_json::to_string(record)?
+        ],
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

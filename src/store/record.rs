@@ -1,0 +1,80 @@
+//! A build as the journal keeps it. No secret is in it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::wire::{ArtifactView, BuildState, BuildView, Claim, PhaseView};
+use crate::build::spec::{BuildResult, BuildSpec};
+use crate::clock::UnixMillis;
+use crate::ids::BuildId;
+
+/// A build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildRecord {
+    pub id: BuildId,
+    pub spec: BuildSpec,
+    /// The name of its source's file in the spool.
+    pub source: String,
+    /// Attempts begun; 0 before the first.
+    pub attempt: u16,
+    /// Whether it holds a VM now.
+    pub running: bool,
+    pub result: Option<BuildResult>,
+    pub reason: Option<String>,
+    pub vm: Option<String>,
+    pub claim: Option<Claim>,
+    pub submitted_ms: UnixMillis,
+    pub finished_ms: Option<UnixMillis>,
+    pub phases: Vec<PhaseView>,
+    pub artifacts: Vec<ArtifactView>,
+    /// Whether a delivery is still owed. Read from the outbox, never written.
+    #[serde(skip)]
+    pub owed: bool,
+}
+
+impl BuildRecord {
+    /// A build that was just received; the journal gives it its number.
+    pub fn received(spec: BuildSpec, source: String, at: UnixMillis) -> Self {
+        Self {
+            id: BuildId(0),
+            spec,
+            source,
+            attempt: 0,
+            running: false,
+            result: None,
+            reason: None,
+            vm: None,
+            claim: None,
+            submitted_ms: at,
+            finished_ms: None,
+            phases: Vec::new(),
+            artifacts: Vec::new(),
+            owed: false,
+        }
+    }
+
+    /// As it goes over HTTP.
+    pub fn view(&self, waiting_for: Option<String>) -> BuildView {
+        let state = match (self.result, self.running) {
+            (Some(_), _) if self.owed => BuildState::Uploading,
+            (Some(_), _) => BuildState::Done,
+            (None, true) => BuildState::Running,
+            (None, false) => BuildState::Queued,
+        };
+        BuildView {
+            id: self.id,
+            project: self.spec.project.clone(),
+            pool: self.spec.pool.to_string(),
+            state,
+            result: self.result,
+            reason: self.reason.clone(),
+            waiting_for: waiting_for.filter(|_| state == BuildState::Queued),
+            vm: self.vm.clone(),
+            claim: self.claim,
+            attempt: self.attempt,
+            submitted_ms: self.submitted_ms,
+            finished_ms: self.finished_ms,
+            phases: self.phases.clone(),
+            artifacts: self.artifacts.clone(),
+        }
+    }
+}

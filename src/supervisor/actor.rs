@@ -1,0 +1,214 @@
+//! The supervisor: it spawns the pool, the uploader and each build, and knows what to do when one of them fails. A failed
+//! uploader is started again, a failed build is attempted again, and a failed pool ends the daemon: its books are broken, its
+//! VMs are taken away with it, and the next start reads the journal and the host afresh.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use secrecy::SecretString;
+use tokio::sync::mpsc;
+
+use super::intensity::Intensity;
+use super::resume;
+use crate::build::actor::{self as build_actor, BuildArguments, BuildContext};
+use crate::build::live::LiveBuilds;
+use crate::clock::{self, UnixMillis};
+use crate::config::Config;
+use crate::ids::BuildId;
+use crate::pool::actor::{self as pool_actor, PoolArguments};
+use crate::pool::handle::PoolHandle;
+use crate::store::{BuildRecord, Store};
+use crate::telemetry::events::{ActorRestarted, Degraded};
+use crate::upload::actor::{self as upload_actor, UploadArguments, UploadMessage};
+
+/// Restarts of the uploader and of builds' actors: more of them, and the daemon is broken.
+const RESTARTS_MAX: usize = 5;
+/// Within this time.
+const RESTARTS_WINDOW: Duration = Duration::from_secs(60);
+
+/// What the supervisor hears.
+pub enum SupervisorMessage {
+    /// A build that is on disk.
+    Build(Box<BuildArguments>),
+    /// A build has something to deliver.
+    Uploads,
+    /// What builds need, once the pool is there.
+    Context(RpcReplyPort<BuildContext>),
+    /// Every build's actor ends; the journal keeps their builds.
+    StopBuilds(RpcReplyPort<()>),
+}
+
+/// What the supervisor is made from.
+pub struct SupervisorArguments {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub live: LiveBuilds,
+    pub pool: PoolArguments,
+    /// Told once why the daemon cannot go on.
+    pub broken: mpsc::Sender<String>,
+}
+
+/// The actor. Its state is in [`Tree`].
+pub struct Supervisor;
+
+struct BuildChild {
+    id: BuildId,
+    secrets: Arc<BTreeMap<String, SecretString>>,
+    cell: ActorCell,
+}
+
+/// What the supervisor knows.
+pub struct Tree {
+    config: Arc<Config>,
+    store: Store,
+    context: BuildContext,
+    pool: PoolHandle,
+    pool_id: ActorId,
+    uploader: ActorRef<UploadMessage>,
+    builds: HashMap<ActorId, BuildChild>,
+    intensity: Intensity,
+    broken: mpsc::Sender<String>,
+}
+
+impl Actor for Supervisor {
+    type Msg = SupervisorMessage;
+    type State = Tree;
+    type Arguments = SupervisorArguments;
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<SupervisorMessage>,
+        args: SupervisorArguments,
+    ) -> Result<Tree, ActorProcessingErr> {
+        let pool = pool_actor::spawn(args.pool, me.get_cell()).await?;
+        let uploads = UploadArguments { config: args.config.clone(), store: args.store.clone() };
+        let uploader = upload_actor::spawn(uploads, me.get_cell()).await?;
+        let told = me.clone();
+        let context = BuildContext {
+            config: args.config.clone(),
+            pool: pool.clone(),
+            store: args.store.clone(),
+            live: args.live,
+            uploads: Arc::new(move || {
+                told.cast(SupervisorMessage::Uploads).ok();
+            }),
+        };
+        Ok(Tree {
+            config: args.config,
+            store: args.store,
+            context,
+            pool_id: pool.id(),
+            pool,
+            uploader,
+            builds: HashMap::new(),
+            intensity: Intensity::new(RESTARTS_MAX, RESTARTS_WINDOW),
+            broken: args.broken,
+        })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<SupervisorMessage>,
+        message: SupervisorMessage,
+        tree: &mut Tree,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SupervisorMessage::Build(arguments) => tree.start_build(&me, *arguments).await,
+            SupervisorMessage::Uploads => {
+                tree.uploader.cast(UploadMessage::Look).ok();
+            }
+            SupervisorMessage::Context(reply) => {
+                reply.send(tree.context.clone()).ok();
+            }
+            SupervisorMessage::StopBuilds(reply) => {
+                // Killed, not asked: a build's end must not be mistaken for its result.
+                tree.builds.drain().for_each(|(_, child)| child.cell.kill());
+                reply.send(()).ok();
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<SupervisorMessage>,
+        event: SupervisionEvent,
+        tree: &mut Tree,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(cell, error) => tree.failed(&me, &cell, &error.to_string()).await,
+            SupervisionEvent::ActorTerminated(cell, _, _) => {
+                tree.builds.remove(&cell.get_id());
+            }
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Tree {
+    async fn start_build(&mut self, me: &ActorRef<SupervisorMessage>, arguments: BuildArguments) {
+        let (record, secrets) = (arguments.record.clone(), arguments.secrets.clone());
+        match build_actor::spawn(arguments, me.get_cell()).await {
+            Ok(handle) => {
+                let child = BuildChild { id: record.id, secrets, cell: handle.cell() };
+                self.builds.insert(handle.id(), child);
+            }
+            Err(error) => self.give_up(record, &error.to_string()),
+        }
+    }
+
+    async fn failed(&mut self, me: &ActorRef<SupervisorMessage>, cell: &ActorCell, why: &str) {
+        let id = cell.get_id();
+        if id == self.pool_id {
+            self.broken.try_send(format!("the pool failed: {why}")).ok();
+            return;
+        }
+        if !self.intensity.allows(clock::now()) {
+            self.broken.try_send(format!("too many failures; the last: {why}")).ok();
+            return;
+        }
+        if let Some(child) = self.builds.remove(&id) {
+            ActorRestarted { actor: "build", why }.emit();
+            self.restart_build(me, child, why).await;
+        } else if id == self.uploader.get_id() {
+            ActorRestarted { actor: "uploader", why }.emit();
+            let arguments = UploadArguments { config: self.config.clone(), store: self.store.clone() };
+            match upload_actor::spawn(arguments, me.get_cell()).await {
+                Ok(uploader) => self.uploader = uploader,
+                Err(error) => {
+                    self.broken.try_send(format!("the uploader does not start: {error}")).ok();
+                }
+            }
+        }
+    }
+
+    /// The actor's lease went with it, so its VM is on its way out; the build is attempted again if it may.
+    async fn restart_build(&mut self, me: &ActorRef<SupervisorMessage>, child: BuildChild, why: &str) {
+        let Some(live) = self.context.live.get(child.id) else { return };
+        let record = live.record.borrow().clone();
+        self.pool.withdraw(child.id);
+        if record.attempt > record.spec.retries {
+            return self.give_up(record, why);
+        }
+        let arguments =
+            BuildArguments { context: self.context.clone(), record, secrets: child.secrets, ticket: None };
+        self.start_build(me, arguments).await;
+    }
+
+    /// A build that nothing can run any more ends as the system's error; its result still goes to disk.
+    fn give_up(&self, record: BuildRecord, why: &str) {
+        let record = resume::ended(record, format!("preheat failed: {why}"), UnixMillis::now());
+        let (store, live) = (self.store.clone(), self.context.live.clone());
+        let sinks = self.config.uploads.iter().map(|u| u.name.clone()).collect();
+        tokio::spawn(async move {
+            let id = record.id;
+            if let Err(error) = store.finish(record, sinks).await {
+                Degraded { what: "journal", error: error.to_string() }.emit();
+            }
+            live.remove(id);
+        });
+    }
+}

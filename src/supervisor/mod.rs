@@ -1,0 +1,10 @@
+//! The daemon: `run` puts it together and takes it apart, `core` is what HTTP sees of it, `actor` watches the others,
+//! `intensity` says when watching is no use any more.
+
+pub mod actor;
+pub mod core;
+pub mod intensity;
+pub mod resume;
+mod run;
+
+pub use run::{RunError, run};

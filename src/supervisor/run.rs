@@ -1,0 +1,346 @@
+//! Start order and stop order. Start: folders, lock, journal, port; what an earlier daemon left is cleared away; actors;
+//! builds from the journal; then the API. Stop: no new builds; builds' actors end, and the journal keeps their builds for the
+//! next start; VMs are taken away; the API goes last, so that a client sees the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use ractor::{Actor, ActorRef};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::actor::{Supervisor, SupervisorArguments, SupervisorMessage};
+use super::core::Core;
+use super::resume::{self, Fate};
+use crate::api;
+use crate::api::serve::BindError;
+use crate::build::actor::{BuildArguments, BuildContext, folder};
+use crate::build::live::LiveBuilds;
+use crate::clock::UnixMillis;
+use crate::config::Config;
+use crate::guest::Connector;
+use crate::guest::ssh::{self, SshConnector};
+use crate::ids::Generation;
+use crate::janitor;
+use crate::pool::actor::PoolArguments;
+use crate::pool::snapshot::PoolSnapshot;
+use crate::runtime::tart::Tart;
+use crate::runtime::{Parsed, Runtime, VmName};
+use crate::store::{Store, StoreError};
+use crate::telemetry::events::{DaemonStarted, DaemonStopping, Degraded, HttpAnswered};
+use crate::telemetry::export::{self, Exporter};
+
+/// The host is compared with the books this often.
+const JANITOR_EVERY: Duration = Duration::from_secs(60);
+/// Clearing up what an earlier daemon left may hold up the start for so long; what is left then is the next round's.
+const CLEARING_MAX: Duration = Duration::from_secs(120);
+/// A question to the supervisor.
+const ASK_MAX: Duration = Duration::from_secs(10);
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A folder of the installation cannot be made.
+    #[error("cannot make `{path}`: {source}")]
+    Folder { path: PathBuf, source: std::io::Error },
+    /// Another daemon has this installation.
+    #[error("another preheat runs with `{home}`")]
+    Locked { home: PathBuf },
+    /// The port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The token's file.
+    #[error("{0}")]
+    Token(String),
+    /// The journal.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An actor did not start.
+    #[error("the daemon did not start: {0}")]
+    Start(String),
+    /// It broke while it ran.
+    #[error("the daemon stopped itself: {0}")]
+    Broken(String),
+}
+
+impl RunError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Folder { .. } => Some("set PREHEAT_HOME to a folder that this user may write".into()),
+            Self::Locked { .. } => Some("stop it first, or set PREHEAT_HOME to another folder".into()),
+            Self::Bind(error) => Some(error.hint()),
+            Self::Token(_) => Some("check `api.token_file`".into()),
+            Self::Store(_) => Some("`preheat doctor` looks at the disk and at permissions".into()),
+            Self::Start(_) => None,
+            Self::Broken(_) => Some("start it again: it goes on from its journal".into()),
+        }
+    }
+}
+
+/// Runs the daemon until it is told to stop (SIGTERM, SIGINT; the second one ends it at once), or breaks.
+///
+/// # Errors
+/// Why it does not run, or no longer.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let config = Arc::new(config);
+    let _lock = prepare_home(&config)?;
+    let listener = api::serve::bind(config.api.listen).await?;
+    let store = Store::open(&config.home.journal())?;
+    let exporter = export::install();
+    exporter.zero(&config);
+
+    let runtime: Arc<dyn Runtime> = Arc::new(Tart::new(&config.runtime, config.home.vm_logs()));
+    let connector: Arc<dyn Connector> = Arc::new(SshConnector);
+    let first = clear_up(runtime.as_ref(), &store).await?;
+    let mut daemon = Daemon::start(config.clone(), store, runtime, connector, exporter, first).await?;
+
+    let address = listener.local_addr().unwrap_or(config.api.listen);
+    let shutdown = CancellationToken::new();
+    let on_request: api::options::OnRequest = Arc::new(|route, method, status, took| {
+        HttpAnswered { route, method, status, took }.emit();
+    });
+    let options = api::options::Options::from_config(&config.api, on_request)
+        .map_err(|error| RunError::Token(error.to_string()))?;
+    let served = tokio::spawn(api::serve::serve(listener, daemon.core.clone(), options, shutdown.clone()));
+    let (home, runtime) = (config.home.path(), config.runtime.program.as_str());
+    DaemonStarted { address, home, runtime, pools: config.pools.len() }.emit();
+
+    let ended = daemon.until_told().await;
+    daemon.stop().await;
+    shutdown.cancel();
+    served.await.ok();
+    ended
+}
+
+fn prepare_home(config: &Config) -> Result<Flock<File>, RunError> {
+    let home = &config.home;
+    for path in [
+        home.path().to_owned(),
+        home.spool(),
+        home.builds(),
+        home.vm_logs(),
+        config.runtime.tart_home.clone(),
+    ] {
+        std::fs::create_dir_all(&path).map_err(|source| RunError::Folder { path, source })?;
+    }
+    let path = home.lock();
+    let failed = |source: std::io::Error| RunError::Folder { path: path.clone(), source };
+    let file =
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| RunError::Locked { home: home.path().to_owned() })
+}
+
+/// Takes away what an earlier daemon left, and finds the first generation that was never used.
+async fn clear_up(runtime: &dyn Runtime, store: &Store) -> Result<Generation, RunError> {
+    ssh::sweep_orphans().await;
+    let known = store.generation().await?;
+    let listed = runtime.list().await.unwrap_or_default();
+    let found = listed.iter().filter_map(|row| match VmName::parse(&row.name) {
+        Parsed::Ours(vm) => Some(vm.generation),
+        Parsed::NotOurs | Parsed::Malformed => None,
+    });
+    let newest = found.chain([known]).max().unwrap_or(known);
+    match timeout(CLEARING_MAX, janitor::reconcile(runtime, BTreeSet::new)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(fault)) => {
+            let hint = fault.reason.hint().unwrap_or_default();
+            Degraded { what: "clearing up", error: format!("{fault}; hint: {hint}") }.emit();
+        }
+        Err(_) => Degraded { what: "clearing up", error: "not done in time".into() }.emit(),
+    }
+    Ok(Generation(newest.0 + 1))
+}
+
+/// The running parts.
+pub struct Daemon {
+    pub core: Arc<Core>,
+    pub context: BuildContext,
+    supervisor: ActorRef<SupervisorMessage>,
+    broken: mpsc::Receiver<String>,
+    stopping: CancellationToken,
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Daemon {
+    /// Starts the actors and takes up the journal's builds.
+    ///
+    /// # Errors
+    /// When an actor does not start or the journal cannot be read.
+    pub async fn start(
+        config: Arc<Config>,
+        store: Store,
+        runtime: Arc<dyn Runtime>,
+        connector: Arc<dyn Connector>,
+        exporter: Exporter,
+        first: Generation,
+    ) -> Result<Self, RunError> {
+        let (publish, _) = watch::channel(Arc::new(PoolSnapshot::default()));
+        let (tell_broken, broken) = mpsc::channel(1);
+        let pool = PoolArguments {
+            config: config.clone(),
+            runtime: runtime.clone(),
+            connector,
+            first,
+            note_generation: note_generations(store.clone()),
+            publish,
+        };
+        let arguments = SupervisorArguments {
+            config: config.clone(),
+            store: store.clone(),
+            live: LiveBuilds::default(),
+            pool,
+            broken: tell_broken,
+        };
+        let started = Actor::spawn(None, Supervisor, arguments).await;
+        let (supervisor, _) = started.map_err(|e| RunError::Start(e.to_string()))?;
+        let asked = supervisor.call(SupervisorMessage::Context, Some(ASK_MAX)).await;
+        let ractor::rpc::CallResult::Success(context) = asked.map_err(|e| RunError::Start(e.to_string()))?
+        else {
+            return Err(RunError::Start("the supervisor does not answer".into()));
+        };
+        let stopping = CancellationToken::new();
+        let core = Core::new(context.clone(), supervisor.clone(), exporter.clone(), stopping.clone());
+        let tasks = vec![
+            AbortOnDropHandle::new(tokio::spawn(upkeep(exporter))),
+            AbortOnDropHandle::new(tokio::spawn(janitor_rounds(runtime, context.clone()))),
+            AbortOnDropHandle::new(tokio::spawn(retention(context.clone()))),
+        ];
+        let daemon = Self { core: Arc::new(core), context, supervisor, broken, stopping, _tasks: tasks };
+        daemon.take_up().await?;
+        Ok(daemon)
+    }
+
+    /// Builds that were accepted before.
+    async fn take_up(&self) -> Result<(), RunError> {
+        let sinks: Vec<String> = self.context.config.uploads.iter().map(|u| u.name.clone()).collect();
+        for record in self.context.store.unfinished().await? {
+            let source = self.context.config.home.spool().join(&record.source);
+            match resume::fate(&record, source.is_file()) {
+                Fate::Over(reason) => {
+                    let record = resume::ended(record, reason, UnixMillis::now());
+                    self.context.store.finish(record, sinks.clone()).await?;
+                    std::fs::remove_file(source).ok();
+                }
+                Fate::Again => {
+                    let arguments = BuildArguments {
+                        context: self.context.clone(),
+                        record,
+                        secrets: Arc::new(BTreeMap::new()),
+                        ticket: self.core.place(),
+                    };
+                    self.supervisor.cast(SupervisorMessage::Build(Box::new(arguments))).ok();
+                }
+            }
+        }
+        self.sweep_spool().await
+    }
+
+    /// Files of the spool that no build needs: a crash came between receiving and accepting.
+    async fn sweep_spool(&self) -> Result<(), RunError> {
+        let needed: BTreeSet<String> =
+            self.context.store.unfinished().await?.into_iter().map(|record| record.source).collect();
+        let Ok(entries) = std::fs::read_dir(self.context.config.home.spool()) else { return Ok(()) };
+        for entry in entries.flatten() {
+            if !needed.contains(&*entry.file_name().to_string_lossy()) {
+                std::fs::remove_file(entry.path()).ok();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a signal, or for the daemon to break.
+    async fn until_told(&mut self) -> Result<(), RunError> {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return Err(RunError::Start("signals cannot be received".into()));
+        };
+        tokio::select! {
+            _ = term.recv() => Ok(()),
+            _ = int.recv() => Ok(()),
+            why = self.broken.recv() => Err(RunError::Broken(why.unwrap_or_else(|| "its supervisor ended".into()))),
+        }
+    }
+
+    /// Stops the actors and takes every VM away; a second signal cuts that short.
+    pub async fn stop(&self) {
+        DaemonStopping.emit();
+        self.stopping.cancel();
+        let deadlines = &self.context.config.runtime.deadlines;
+        let limit = deadlines.stop + deadlines.delete;
+        let stop = async {
+            self.supervisor.call(SupervisorMessage::StopBuilds, Some(ASK_MAX)).await.ok();
+            self.context.pool.stop_all(limit).await;
+        };
+        let again = async {
+            match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+                (Ok(mut term), Ok(mut int)) => {
+                    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                }
+                (Err(_), _) | (_, Err(_)) => std::future::pending().await,
+            }
+        };
+        tokio::select! { () = stop => {}, () = again => {} }
+        self.supervisor.stop(None);
+    }
+}
+
+/// Generations are written down behind the pool's back: should the newest be lost in a crash, its VM is found on the host.
+fn note_generations(store: Store) -> Arc<dyn Fn(Generation) + Send + Sync> {
+    let (newest, mut changed) = watch::channel(Generation(0));
+    tokio::spawn(async move {
+        while changed.changed().await.is_ok() {
+            let generation = *changed.borrow_and_update();
+            if let Err(error) = store.note_generation(generation).await {
+                Degraded { what: "journal", error: error.to_string() }.emit();
+            }
+        }
+    });
+    Arc::new(move |generation| {
+        newest.send_replace(generation);
+    })
+}
+
+async fn upkeep(exporter: Exporter) {
+    let mut ticks = interval(export::UPKEEP_EVERY);
+    loop {
+        ticks.tick().await;
+        exporter.upkeep();
+    }
+}
+
+async fn janitor_rounds(runtime: Arc<dyn Runtime>, context: BuildContext) {
+    let mut ticks = interval(JANITOR_EVERY);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let expected = || context.pool.snapshot().vms.iter().map(|vm| vm.name.clone()).collect();
+        if let Err(fault) = janitor::reconcile(runtime.as_ref(), expected).await {
+            Degraded { what: "janitor", error: fault.to_string() }.emit();
+        }
+    }
+}
+
+/// Ended builds beyond the newest go, with their folders.
+async fn retention(context: BuildContext) {
+    let mut ticks = interval(JANITOR_EVERY);
+    loop {
+        ticks.tick().await;
+        match context.store.prune(context.config.builds.keep).await {
+            Ok(ids) => {
+                for id in ids {
+                    tokio::fs::remove_dir_all(folder(&context.config, id)).await.ok();
+                }
+            }
+            Err(error) => Degraded { what: "journal", error: error.to_string() }.emit(),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! What can be observed: `names` is the catalogue of metrics, `events` the only place that logs and counts, `export` sets
+//! the recorder up and renders it. Everything else says what happened by emitting a struct of `events`.
+
+#[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
+pub mod events;
+pub mod export;
+pub mod logging;
+pub mod names;

@@ -1,0 +1,109 @@
+//! The catalogue: each metric's name, kind, labels and meaning. Labels come from the configuration or from closed lists,
+//! never from a build, so that the number of series is known when the daemon starts.
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    /// With its upper bounds, in seconds.
+    Histogram(&'static [f64]),
+}
+
+/// One entry of the catalogue.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+/// Dense where clone and boot lie; quantiles of a boot are read off these.
+const BOOT: &[f64] =
+    &[0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0];
+/// From a warm VM to a wait of hours: a ceiling in between would hide the worst.
+const WAIT: &[f64] = &[
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0,
+];
+/// Resolution where iOS builds lie: 2 to 20 minutes.
+const BUILD: &[f64] = &[
+    1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 300.0, 450.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
+    5400.0, 7200.0, 10800.0, 14400.0,
+];
+const PHASE: &[f64] =
+    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0];
+const VERB: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const HTTP: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+macro_rules! catalogue {
+    ($($constant:ident = $name:literal, $kind:expr, [$($label:literal),*], $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+        /// Every metric of the daemon's own.
+        pub const ALL: &[Metric] = &[
+            $(Metric { name: $name, kind: $kind, labels: &[$($label),*], help: $help },)*
+        ];
+    };
+}
+
+use Kind::{Counter, Gauge, Histogram};
+
+catalogue! {
+    BUILD_INFO = "preheat_build_info", Gauge, ["version"], "1, labelled with the daemon's version.";
+    START_TIME = "preheat_start_time_seconds", Gauge, [], "When the daemon started, in seconds since 1970.";
+    SLOTS = "preheat_slots", Gauge, ["pool"], "Slots of the pool: VMs that may run at once.";
+    SLOT_STATE = "preheat_slot_state", Gauge, ["pool", "slot", "state"], "1 for the state that the slot is in, 0 for the others.";
+    VMS = "preheat_vms", Gauge, ["pool", "state"], "VMs of the pool by state.";
+    POOL_TARGET = "preheat_pool_target", Gauge, ["pool"], "VMs that the pool is asked to keep warm.";
+    POOL_OLDEST_NOT_READY = "preheat_pool_oldest_not_ready_timestamp_seconds", Gauge, ["pool"], "Since when the VM that has been coming up for longest is doing so, in seconds since 1970; 0 when none is.";
+    CLAIMS = "preheat_claims_total", Counter, ["pool", "result"], "Claims of a VM: a hit was served by a warm VM at once, a miss waited.";
+    CLAIM_SECONDS = "preheat_claim_duration_seconds", Histogram(WAIT), ["pool", "result"], "From the claim of a VM to its lease.";
+    VM_BOOT_SECONDS = "preheat_vm_boot_seconds", Histogram(BOOT), ["pool", "path"], "From run to warm, by path: cold or resume.";
+    VM_BOOT_PHASE_SECONDS = "preheat_vm_boot_phase_seconds", Histogram(BOOT), ["pool", "phase"], "One phase of a VM's birth.";
+    VM_FAILURES = "preheat_vm_failures_total", Counter, ["phase", "reason"], "VMs that failed, by the phase of their life and the reason.";
+    VMS_CREATED = "preheat_vms_created_total", Counter, ["pool"], "VMs whose clone was begun: the attempts beside the failures.";
+    VMS_RETIRED = "preheat_vms_retired_total", Counter, ["pool", "reason"], "VMs that were removed, by why.";
+    QUEUE_DEPTH = "preheat_queue_depth", Gauge, ["pool"], "Builds that wait for a VM.";
+    QUEUE_OLDEST = "preheat_queue_oldest_timestamp_seconds", Gauge, [], "Since when the build that has waited for longest waits, in seconds since 1970; 0 when none waits.";
+    BUILDS_RUNNING = "preheat_builds_running", Gauge, ["pool"], "Builds that hold a VM.";
+    BUILDS = "preheat_builds_total", Counter, ["pool", "result"], "Builds that ended. failure is the user's, error is the system's.";
+    BUILD_SECONDS = "preheat_build_duration_seconds", Histogram(BUILD), ["pool", "result"], "From submission to the result.";
+    BUILD_PHASE_SECONDS = "preheat_build_phase_seconds", Histogram(PHASE), ["phase"], "One phase of a build.";
+    BUILD_ATTEMPTS = "preheat_build_attempts_total", Counter, ["pool", "outcome"], "Attempts that ended: over, or again after a fault of the system's.";
+    RUNTIME_VERB_SECONDS = "preheat_runtime_verb_duration_seconds", Histogram(VERB), ["verb", "result"], "One verb of the VM runtime.";
+    JANITOR_ACTIONS = "preheat_janitor_actions_total", Counter, ["action"], "What the janitor did about what it found.";
+    RECONCILE_LAST_SUCCESS = "preheat_reconcile_last_success_timestamp_seconds", Gauge, [], "When the host's VMs were last compared with the books, in seconds since 1970.";
+    UPLOADS_PENDING = "preheat_uploads_pending", Gauge, ["sink"], "Results not yet delivered to the sink.";
+    UPLOAD_ATTEMPTS = "preheat_upload_attempts_total", Counter, ["sink", "result"], "Attempts to deliver a result.";
+    HOST_DISK_FREE = "preheat_host_disk_free_bytes", Gauge, [], "Free bytes on the volume of the installation.";
+    HOST_DISK_SIZE = "preheat_host_disk_size_bytes", Gauge, [], "Size of the volume of the installation.";
+    ACTOR_RESTARTS = "preheat_actor_restarts_total", Counter, ["actor"], "Actors of the daemon that failed and were started again.";
+    HTTP_SECONDS = "preheat_http_request_duration_seconds", Histogram(HTTP), ["route", "method", "status"], "Requests to the API, by the route's template.";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_follow_prometheus_and_are_unique() {
+        let mut seen = BTreeSet::new();
+        for metric in ALL {
+            assert!(seen.insert(metric.name), "{} twice", metric.name);
+            assert!(metric.name.starts_with("preheat_") && metric.help.ends_with('.'), "{}", metric.name);
+            let counter = metric.name.ends_with("_total");
+            assert_eq!(counter, metric.kind == Counter, "{}: `_total` is for counters", metric.name);
+            if let Histogram(bounds) = metric.kind {
+                assert!(metric.name.ends_with("_seconds"), "{}", metric.name);
+                assert!(bounds.windows(2).all(|w| w[0] < w[1]), "{}", metric.name);
+            }
+            assert!(
+                !metric.labels.iter().any(|l| ["host", "build", "vm", "branch"].contains(l)),
+                "{}",
+                metric.name
+            );
+        }
+    }
+}

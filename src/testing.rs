@@ -1,0 +1,73 @@
+//! What unit tests of several rooms share: a configuration without pools, and a pool.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::{
+    Api, Builds, ByteSize, Config, Home, Host, Log, Network, Pool, RuntimeConfig, VerbDeadlines,
+};
+
+/// A host with much room, and no pools.
+pub fn config() -> Config {
+    let home = Home::new(PathBuf::from("/nonexistent"));
+    let seconds = Duration::from_secs;
+    Config {
+        host: Host {
+            vms: 8,
+            macos_guests: 2,
+            cores: None,
+            memory: None,
+            disk_free_min: ByteSize(0),
+            builds_max: 100,
+        },
+        runtime: RuntimeConfig {
+            program: "tart".into(),
+            tart_home: home.tart(),
+            deadlines: VerbDeadlines {
+                clone: seconds(60),
+                set: seconds(60),
+                stop: seconds(30),
+                delete: seconds(60),
+                query: seconds(30),
+            },
+        },
+        api: Api { listen: ([127, 0, 0, 1], 0).into(), source_max: ByteSize(1 << 30), token_file: None },
+        builds: Builds {
+            timeout: seconds(3600),
+            step_timeout: seconds(3600),
+            retries: 2,
+            kill_grace: seconds(5),
+            log_max: ByteSize(1 << 20),
+            artifacts_max: ByteSize(1 << 30),
+            keep: 100,
+        },
+        pools: BTreeMap::new(),
+        uploads: Vec::new(),
+        log: Log { filter: "info".into(), json: false },
+        home,
+    }
+}
+
+/// A pool of `image`: one warm, two at most.
+pub fn pool(image: &str) -> Pool {
+    Pool {
+        image: image.into(),
+        warm: 1,
+        max: 2,
+        cpu: None,
+        memory: None,
+        disk: None,
+        user: "admin".into(),
+        key: PathBuf::from("/nonexistent/key"),
+        port: 22,
+        network: Network::Nat,
+        boot_timeout: Duration::from_secs(120),
+        probe_timeout: Duration::from_secs(5),
+        probe_interval: Duration::from_secs(30),
+        warmup: None,
+        warmup_timeout: Duration::from_secs(600),
+        max_age: Duration::from_secs(8 * 3600),
+        run_args: Vec::new(),
+    }
+}

@@ -1,0 +1,346 @@
+//! The VM's actor: decode, `state::step`, perform. No handler waits: work is a task that reports back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::birth::{self, Answered, Recipe, Stillborn};
+use super::handle::{Reporter, VmCommand, VmHandle, VmReport};
+use super::removal::{self, Watch};
+use super::state::{self, BirthPhase, Effect, Event, VmPhase, VmStateName};
+use crate::clock::{self, Deadline, Instant};
+use crate::guest::{Channel, Connector};
+use crate::runtime::tart::classify_run_end;
+use crate::runtime::{Fault, RunEnd, RunProcess, Runtime};
+use crate::telemetry::events::{
+    RetireReason, StaleReport, VmFailed, VmPhaseEnded, VmQuarantined, VmRetired, VmWarmed,
+};
+
+/// What the actor hears: commands from the pool, reports from its own tasks.
+pub enum VmMessage {
+    Command(VmCommand),
+    Task(TaskReport),
+}
+
+/// What the actor's tasks report.
+pub enum TaskReport {
+    Finished(BirthPhase, Duration),
+    Started(Box<dyn RunProcess>),
+    Answered(Answered),
+    Stillborn(Stillborn),
+    RunEnded(RunEnd),
+    ConnectionLost(Fault),
+    ProbeDue,
+    Probed(Result<(), Fault>),
+    GuestDead,
+    Removed,
+    RemovalFailed(Fault),
+}
+
+/// How an actor begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// With a clone.
+    Birth,
+    /// With removal: an earlier actor of this VM failed.
+    Removal,
+}
+
+/// What an actor is made from.
+pub struct VmArguments {
+    pub recipe: Recipe,
+    pub runtime: Arc<dyn Runtime>,
+    pub connector: Arc<dyn Connector>,
+    pub report: Reporter,
+    pub begin: Begin,
+}
+
+/// The actor. Its state is in [`VmLife`].
+pub struct VmActor;
+
+/// What one VM's actor knows.
+pub struct VmLife {
+    recipe: Arc<Recipe>,
+    runtime: Arc<dyn Runtime>,
+    connector: Arc<dyn Connector>,
+    report: Reporter,
+    state: VmStateName,
+    /// The task of the current phase; replaced or dropped, it is aborted.
+    task: Option<AbortOnDropHandle<()>>,
+    /// Tells when the connection is lost.
+    listener: Option<AbortOnDropHandle<()>>,
+    watch: Option<Watch>,
+    channel: Option<Arc<dyn Channel>>,
+    /// Whether a guest may have been started.
+    started: Option<Instant>,
+}
+
+impl Actor for VmActor {
+    type Msg = VmMessage;
+    type State = VmLife;
+    type Arguments = VmArguments;
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<VmMessage>,
+        args: VmArguments,
+    ) -> Result<VmLife, ActorProcessingErr> {
+        let mut life = VmLife {
+            recipe: Arc::new(args.recipe),
+            runtime: args.runtime,
+            connector: args.connector,
+            report: args.report,
+            state: VmStateName::Cloning,
+            task: None,
+            listener: None,
+            watch: None,
+            channel: None,
+            started: None,
+        };
+        match args.begin {
+            Begin::Birth => life.prepare(&me),
+            Begin::Removal => {
+                life.started = Some(clock::now());
+                life.step(&me, Event::Failed);
+            }
+        }
+        Ok(life)
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<VmMessage>,
+        message: VmMessage,
+        life: &mut VmLife,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            VmMessage::Command(command) => life.command(&me, command),
+            VmMessage::Task(report) => life.task_reported(&me, report),
+        }
+        Ok(())
+    }
+}
+
+/// Spawns a VM's actor under `supervisor`. It begins at once.
+///
+/// # Errors
+/// When the actor system refuses.
+pub async fn spawn(
+    arguments: VmArguments,
+    supervisor: ractor::ActorCell,
+) -> Result<VmHandle, ractor::SpawnErr> {
+    let (actor, _) = VmActor::spawn_linked(None, VmActor, arguments, supervisor).await?;
+    Ok(VmHandle::new(actor))
+}
+
+fn tell(me: &ActorRef<VmMessage>, report: TaskReport) {
+    me.cast(VmMessage::Task(report)).ok();
+}
+
+impl VmLife {
+    fn command(&mut self, me: &ActorRef<VmMessage>, command: VmCommand) {
+        match command {
+            VmCommand::GrantSlot => self.step(me, Event::SlotGranted),
+            VmCommand::Lease => self.step(me, Event::Leased),
+            VmCommand::Remove(reason) => {
+                if !matches!(self.state, VmStateName::Removing | VmStateName::Quarantined) {
+                    VmRetired { vm: &self.recipe.name, reason }.emit();
+                }
+                self.step(me, Event::RemovalAsked);
+            }
+        }
+    }
+
+    fn task_reported(&mut self, me: &ActorRef<VmMessage>, report: TaskReport) {
+        match report {
+            TaskReport::Finished(phase, took) => {
+                VmPhaseEnded { vm: &self.recipe.name, phase, took }.emit();
+                self.step(me, Event::Finished(phase));
+            }
+            TaskReport::Started(process) => self.own(me, process),
+            TaskReport::Answered(answered) => self.answered(me, answered),
+            TaskReport::Stillborn(Stillborn { phase, fault }) => self.fail(me, VmPhase::Birth(phase), &fault),
+            TaskReport::RunEnded(end) => self.fail(me, self.phase(), &classify_run_end(&end)),
+            TaskReport::ConnectionLost(fault) | TaskReport::Probed(Err(fault)) => {
+                self.fail(me, self.phase(), &fault);
+            }
+            TaskReport::ProbeDue => self.probe(me),
+            TaskReport::Probed(Ok(())) => {
+                (self.report)(&self.recipe.name, VmReport::Healthy);
+                self.probe_later(me);
+            }
+            TaskReport::GuestDead => (self.report)(&self.recipe.name, VmReport::GuestDead),
+            TaskReport::Removed => self.step(me, Event::Removed),
+            TaskReport::RemovalFailed(fault) => {
+                VmQuarantined { vm: &self.recipe.name, fault: &fault }.emit();
+                self.step(me, Event::RemovalFailed);
+                (self.report)(&self.recipe.name, VmReport::Quarantined { fault });
+            }
+        }
+    }
+
+    fn step(&mut self, me: &ActorRef<VmMessage>, event: Event) {
+        match state::step(self.state, event) {
+            Ok((next, effect)) => {
+                if let Some(next) = next.filter(|next| *next != self.state) {
+                    self.state = next;
+                    (self.report)(&self.recipe.name, VmReport::State(next));
+                }
+                self.perform(me, effect);
+            }
+            Err(refused) => StaleReport { what: "vm", why: refused.to_string() }.emit(),
+        }
+    }
+
+    fn perform(&mut self, me: &ActorRef<VmMessage>, effect: Effect) {
+        match effect {
+            Effect::None | Effect::ReportQuarantined => {}
+            Effect::ReportPrepared => (self.report)(&self.recipe.name, VmReport::Prepared),
+            Effect::Boot => self.boot(me),
+            Effect::ReportWarm => self.report_warm(me),
+            Effect::Remove => self.remove(me),
+            Effect::ReportGone => {
+                (self.report)(&self.recipe.name, VmReport::Gone);
+                me.stop(None);
+            }
+        }
+    }
+
+    /// Where in its life the VM is, for the failure's label.
+    fn phase(&self) -> VmPhase {
+        match self.state {
+            VmStateName::Cloning => VmPhase::Birth(BirthPhase::Clone),
+            VmStateName::Cloned | VmStateName::Configured => VmPhase::Birth(BirthPhase::Configure),
+            VmStateName::Starting => VmPhase::Birth(BirthPhase::Address),
+            VmStateName::Addressed => VmPhase::Birth(BirthPhase::Connect),
+            VmStateName::Answering => VmPhase::Birth(BirthPhase::Warmup),
+            VmStateName::Warm => VmPhase::Warm,
+            VmStateName::Leased => VmPhase::Leased,
+            VmStateName::Removing | VmStateName::Quarantined => VmPhase::Removal,
+        }
+    }
+
+    fn fail(&mut self, me: &ActorRef<VmMessage>, phase: VmPhase, fault: &Fault) {
+        // While it goes, whatever breaks is what was meant to break.
+        if matches!(self.state, VmStateName::Removing | VmStateName::Quarantined) {
+            return;
+        }
+        VmFailed { vm: &self.recipe.name, phase, fault }.emit();
+        VmRetired { vm: &self.recipe.name, reason: RetireReason::Failed }.emit();
+        (self.report)(&self.recipe.name, VmReport::Failed { phase, fault: fault.clone() });
+        self.step(me, Event::Failed);
+    }
+
+    fn prepare(&mut self, me: &ActorRef<VmMessage>) {
+        let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
+        self.run(async move {
+            let done = |phase, took| tell(&me, TaskReport::Finished(phase, took));
+            if let Err(stillborn) = birth::prepare(runtime.as_ref(), &recipe, done).await {
+                tell(&me, TaskReport::Stillborn(stillborn));
+            }
+        });
+    }
+
+    fn boot(&mut self, me: &ActorRef<VmMessage>) {
+        self.started = Some(clock::now());
+        let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
+        self.run(async move {
+            let done = |phase, took| tell(&me, TaskReport::Finished(phase, took));
+            tell(
+                &me,
+                match birth::start(runtime.as_ref(), &recipe, done).await {
+                    Ok(process) => TaskReport::Started(process),
+                    Err(stillborn) => TaskReport::Stillborn(stillborn),
+                },
+            );
+        });
+    }
+
+    /// The guest's process is ours from here on.
+    fn own(&mut self, me: &ActorRef<VmMessage>, process: Box<dyn RunProcess>) {
+        (self.report)(&self.recipe.name, VmReport::Started { pid: process.pid() });
+        let told = me.clone();
+        self.watch = Some(Watch::new(process, move |end| tell(&told, TaskReport::RunEnded(end))));
+        if self.state != VmStateName::Starting {
+            return;
+        }
+        let (runtime, connector, recipe, me) =
+            (self.runtime.clone(), self.connector.clone(), self.recipe.clone(), me.clone());
+        self.run(async move {
+            // The warm-up's end is told with the channel, so that warm never comes before it.
+            let done = |phase, took| {
+                if phase != BirthPhase::Warmup {
+                    tell(&me, TaskReport::Finished(phase, took));
+                }
+            };
+            tell(
+                &me,
+                match birth::reach(runtime.as_ref(), connector.as_ref(), &recipe, done).await {
+                    Ok(answered) => TaskReport::Answered(answered),
+                    Err(stillborn) => TaskReport::Stillborn(stillborn),
+                },
+            );
+        });
+    }
+
+    fn answered(&mut self, me: &ActorRef<VmMessage>, answered: Answered) {
+        if self.state != VmStateName::Answering {
+            return;
+        }
+        let (lost, told) = (answered.channel.lost(), me.clone());
+        self.listener = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tell(&told, TaskReport::ConnectionLost(lost.await));
+        })));
+        self.channel = Some(answered.channel.clone());
+        self.step(me, Event::Finished(BirthPhase::Warmup));
+        let (channel, address) = (answered.channel, answered.address);
+        (self.report)(&self.recipe.name, VmReport::Warm { channel, address });
+    }
+
+    fn report_warm(&self, me: &ActorRef<VmMessage>) {
+        if let Some(started) = self.started {
+            VmWarmed { vm: &self.recipe.name, took: started.elapsed() }.emit();
+        }
+        self.probe_later(me);
+    }
+
+    fn probe_later(&self, me: &ActorRef<VmMessage>) {
+        me.send_after(self.recipe.probe_interval, || VmMessage::Task(TaskReport::ProbeDue));
+    }
+
+    fn probe(&mut self, me: &ActorRef<VmMessage>) {
+        let (VmStateName::Warm, Some(channel)) = (self.state, self.channel.clone()) else { return };
+        let (limit, me) = (self.recipe.probe_timeout, me.clone());
+        self.run(async move { tell(&me, TaskReport::Probed(channel.probe(limit).await)) });
+    }
+
+    fn remove(&mut self, me: &ActorRef<VmMessage>) {
+        self.listener = None;
+        self.channel = None;
+        let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
+        let (watch, started) = (self.watch.take(), self.started.is_some());
+        self.run(async move {
+            let deadline = Deadline::after(recipe.removal_timeout);
+            if started
+                && let Err(fault) = removal::end_guest(runtime.as_ref(), &recipe.name, watch, deadline).await
+            {
+                return tell(&me, TaskReport::RemovalFailed(fault));
+            }
+            tell(&me, TaskReport::GuestDead);
+            tell(
+                &me,
+                match removal::delete(runtime.as_ref(), &recipe.name, deadline).await {
+                    Ok(()) => TaskReport::Removed,
+                    Err(fault) => TaskReport::RemovalFailed(fault),
+                },
+            );
+        });
+    }
+
+    /// Replaces the task of the phase before, which ends it.
+    fn run(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.task = Some(AbortOnDropHandle::new(tokio::spawn(task)));
+    }
+}

@@ -1,0 +1,143 @@
+//! How a VM comes up, as three tasks with a state of their own between them: `prepare` needs no slot, `start` makes a
+//! process that somebody must own from then on, `reach` turns it into a guest that answers. Each can be dropped at any
+//! await: what a clone or a guest leaves behind is removal's.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::state::BirthPhase;
+use crate::clock::{self, Deadline};
+use crate::guest::{Channel, Connector, Ended, Line, Script, Target};
+use crate::runtime::{Fault, Reason, RunOptions, RunProcess, Runtime, Shape, VmName};
+
+/// How many of a failed warm-up's last lines are kept for its fault.
+const WARMUP_LINES_KEPT: usize = 5;
+
+/// Everything that a VM is made from.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    pub name: VmName,
+    pub image: String,
+    pub shape: Shape,
+    pub run: RunOptions,
+    pub user: String,
+    pub key: std::path::PathBuf,
+    pub port: u16,
+    /// From `run` to an answered command.
+    pub boot_timeout: Duration,
+    pub warmup: Option<String>,
+    pub warmup_timeout: Duration,
+    pub probe_timeout: Duration,
+    pub probe_interval: Duration,
+    /// How long removal may take.
+    pub removal_timeout: Duration,
+}
+
+/// A birth that ended early.
+#[derive(Debug)]
+pub struct Stillborn {
+    pub phase: BirthPhase,
+    pub fault: Fault,
+}
+
+/// A guest that answers and has been warmed up.
+pub struct Answered {
+    pub channel: Arc<dyn Channel>,
+    pub address: IpAddr,
+}
+
+fn at(phase: BirthPhase) -> impl FnOnce(Fault) -> Stillborn {
+    move |fault| Stillborn { phase, fault }
+}
+
+/// Clones and configures.
+///
+/// # Errors
+/// The phase and the fault.
+pub async fn prepare(
+    runtime: &dyn Runtime,
+    recipe: &Recipe,
+    done: impl Fn(BirthPhase, Duration),
+) -> Result<(), Stillborn> {
+    let began = clock::now();
+    runtime.clone_image(&recipe.image, &recipe.name).await.map_err(at(BirthPhase::Clone))?;
+    done(BirthPhase::Clone, began.elapsed());
+    let began = clock::now();
+    runtime.configure(&recipe.name, &recipe.shape).await.map_err(at(BirthPhase::Configure))?;
+    done(BirthPhase::Configure, began.elapsed());
+    Ok(())
+}
+
+/// Starts the guest's process.
+///
+/// # Errors
+/// The phase and the fault.
+pub async fn start(
+    runtime: &dyn Runtime,
+    recipe: &Recipe,
+    done: impl Fn(BirthPhase, Duration),
+) -> Result<Box<dyn RunProcess>, Stillborn> {
+    let began = clock::now();
+    let process = runtime.start(&recipe.name, &recipe.run).await.map_err(at(BirthPhase::Start))?;
+    done(BirthPhase::Start, began.elapsed());
+    Ok(process)
+}
+
+/// Finds the guest's address, connects, and warms it up.
+///
+/// # Errors
+/// The phase and the fault. Cancel-safe.
+pub async fn reach(
+    runtime: &dyn Runtime,
+    connector: &dyn Connector,
+    recipe: &Recipe,
+    done: impl Fn(BirthPhase, Duration),
+) -> Result<Answered, Stillborn> {
+    let deadline = Deadline::after(recipe.boot_timeout);
+    let began = clock::now();
+    let found = runtime.address(&recipe.name, &recipe.run.network, deadline).await;
+    let address = found.map_err(at(BirthPhase::Address))?;
+    done(BirthPhase::Address, began.elapsed());
+
+    let began = clock::now();
+    let target = Target { address, port: recipe.port, user: recipe.user.clone(), key: recipe.key.clone() };
+    let channel = connector.connect(&target, deadline).await.map_err(at(BirthPhase::Connect))?;
+    done(BirthPhase::Connect, began.elapsed());
+
+    let began = clock::now();
+    warm_up(channel.as_ref(), recipe).await.map_err(at(BirthPhase::Warmup))?;
+    done(BirthPhase::Warmup, began.elapsed());
+    Ok(Answered { channel, address })
+}
+
+async fn warm_up(channel: &dyn Channel, recipe: &Recipe) -> Result<(), Fault> {
+    let Some(command) = recipe.warmup.clone() else { return Ok(()) };
+    let script = Script {
+        command,
+        dir: "/".into(),
+        env: Vec::new(),
+        timeout: recipe.warmup_timeout,
+        kill_grace: Duration::from_secs(2),
+    };
+    let (sender, mut receiver) = mpsc::channel::<Line>(64);
+    let read = async {
+        let mut last = std::collections::VecDeque::new();
+        while let Some(line) = receiver.recv().await {
+            last.truncate(WARMUP_LINES_KEPT - 1);
+            last.push_front(line.text);
+        }
+        last.into_iter().rev().collect::<Vec<_>>().join(" / ")
+    };
+    let (ended, said) = tokio::join!(channel.run(&script, sender, CancellationToken::new()), read);
+    let why = match ended? {
+        Ended::Exited(0) => return Ok(()),
+        Ended::Exited(code) => format!("exit code {code}"),
+        Ended::TimedOut => format!("not done within {:?}", recipe.warmup_timeout),
+        Ended::Cancelled => "cancelled".into(),
+    };
+    Err(Fault::new(Reason::WarmupFailed, "warm-up", format!("{why}: {said}")))
+}

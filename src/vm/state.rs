@@ -1,0 +1,259 @@
+//! A VM's life:
+//!
+//! ```text
+//!   Cloning -> Cloned -> Configured -> Starting -> Addressed -> Answering -> Warm -> Leased
+//!      |          |          |            |            |            |         |        |
+//!      +----------+----------+------------+------------+------------+---------+--------+
+//!                                         v
+//!                                     Removing -> Gone
+//!                                         |
+//!                                     Quarantined
+//! ```
+//!
+//! Each state is named after what is done (`Cloned`: the clone is there and is being configured). `Configured` waits for a
+//! slot, and a clone takes none. A VM that was `Leased` can only be removed.
+
+use serde::Serialize;
+
+/// Where a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmStateName {
+    Cloning,
+    Cloned,
+    Configured,
+    Starting,
+    Addressed,
+    Answering,
+    Warm,
+    Leased,
+    Removing,
+    Quarantined,
+}
+
+impl VmStateName {
+    /// Every state in which a VM exists.
+    pub const ALL: [Self; 10] = [
+        Self::Cloning,
+        Self::Cloned,
+        Self::Configured,
+        Self::Starting,
+        Self::Addressed,
+        Self::Answering,
+        Self::Warm,
+        Self::Leased,
+        Self::Removing,
+        Self::Quarantined,
+    ];
+
+    /// The word for labels and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cloning => "cloning",
+            Self::Cloned => "cloned",
+            Self::Configured => "configured",
+            Self::Starting => "starting",
+            Self::Addressed => "addressed",
+            Self::Answering => "answering",
+            Self::Warm => "warm",
+            Self::Leased => "leased",
+            Self::Removing => "removing",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
+/// The phases of a birth, as they are timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BirthPhase {
+    Clone,
+    Configure,
+    Start,
+    Address,
+    Connect,
+    Warmup,
+}
+
+impl BirthPhase {
+    /// Every phase.
+    pub const ALL: [Self; 6] =
+        [Self::Clone, Self::Configure, Self::Start, Self::Address, Self::Connect, Self::Warmup];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Clone => "clone",
+            Self::Configure => "configure",
+            Self::Start => "start",
+            Self::Address => "address",
+            Self::Connect => "connect",
+            Self::Warmup => "warmup",
+        }
+    }
+}
+
+/// Where in its life a VM failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VmPhase {
+    Birth(BirthPhase),
+    Warm,
+    Leased,
+    Removal,
+}
+
+impl VmPhase {
+    /// Every phase.
+    pub const ALL: [Self; 9] = [
+        Self::Birth(BirthPhase::Clone),
+        Self::Birth(BirthPhase::Configure),
+        Self::Birth(BirthPhase::Start),
+        Self::Birth(BirthPhase::Address),
+        Self::Birth(BirthPhase::Connect),
+        Self::Birth(BirthPhase::Warmup),
+        Self::Warm,
+        Self::Leased,
+        Self::Removal,
+    ];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Birth(phase) => phase.as_str(),
+            Self::Warm => "warm",
+            Self::Leased => "leased",
+            Self::Removal => "removal",
+        }
+    }
+}
+
+/// What can happen to a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The birth's task finished a phase.
+    Finished(BirthPhase),
+    /// The pool gave it a slot.
+    SlotGranted,
+    /// The pool gave it to a build.
+    Leased,
+    /// It failed, or its guest died.
+    Failed,
+    /// The pool wants it gone.
+    RemovalAsked,
+    /// Removal proved that nothing is left.
+    Removed,
+    /// Removal gave up.
+    RemovalFailed,
+}
+
+/// What the actor is to do after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing but to publish the new state.
+    None,
+    /// Tell the pool that a slot can be used, and wait for it.
+    ReportPrepared,
+    /// Start the guest and bring it up.
+    Boot,
+    /// Tell the pool that it can be leased; begin to probe it at intervals.
+    ReportWarm,
+    /// Take it away.
+    Remove,
+    /// Say so and end.
+    ReportGone,
+    /// Say so, and stay: the slot is lost.
+    ReportQuarantined,
+}
+
+/// Why an event was refused: it is stale, or it makes no sense in this state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{event:?} does not fit {state:?}")]
+pub struct Refused {
+    pub state: VmStateName,
+    pub event: Event,
+}
+
+/// The next state and what to do. `None` as a state means gone.
+///
+/// # Errors
+/// [`Refused`] for an event that does not fit; nothing changes then.
+pub fn step(state: VmStateName, event: Event) -> Result<(Option<VmStateName>, Effect), Refused> {
+    use BirthPhase::{Address, Clone, Configure, Connect, Start, Warmup};
+    use VmStateName::{
+        Addressed, Answering, Cloned, Cloning, Configured, Leased, Quarantined, Removing, Starting, Warm,
+    };
+    let next = match (state, event) {
+        // ## Birth, one phase after the other
+        (Cloning, Event::Finished(Clone)) => (Some(Cloned), Effect::None),
+        (Cloned, Event::Finished(Configure)) => (Some(Configured), Effect::ReportPrepared),
+        (Configured, Event::SlotGranted) => (Some(Starting), Effect::Boot),
+        (Starting, Event::Finished(Start)) => (Some(Starting), Effect::None),
+        (Starting, Event::Finished(Address)) => (Some(Addressed), Effect::None),
+        (Addressed, Event::Finished(Connect)) => (Some(Answering), Effect::None),
+        (Answering, Event::Finished(Warmup)) => (Some(Warm), Effect::ReportWarm),
+        // ## Warm -> Leased, once
+        (Warm, Event::Leased) => (Some(Leased), Effect::None),
+        // ## Removing: from anywhere, once
+        (
+            Cloning | Cloned | Configured | Starting | Addressed | Answering | Warm | Leased,
+            Event::Failed | Event::RemovalAsked,
+        ) => (Some(Removing), Effect::Remove),
+        (Removing, Event::Removed) => (None, Effect::ReportGone),
+        (Removing, Event::RemovalFailed) => (Some(Quarantined), Effect::ReportQuarantined),
+        // ## Repeats are answered with peace
+        (Removing | Quarantined, Event::Failed | Event::RemovalAsked) => (Some(state), Effect::None),
+        (state, event) => return Err(Refused { state, event }),
+    };
+    Ok(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENTS: [Event; 12] = [
+        Event::Finished(BirthPhase::Clone),
+        Event::Finished(BirthPhase::Configure),
+        Event::Finished(BirthPhase::Start),
+        Event::Finished(BirthPhase::Address),
+        Event::Finished(BirthPhase::Connect),
+        Event::Finished(BirthPhase::Warmup),
+        Event::SlotGranted,
+        Event::Leased,
+        Event::Failed,
+        Event::RemovalAsked,
+        Event::Removed,
+        Event::RemovalFailed,
+    ];
+
+    /// Every sequence of events up to a length: what must never be seen in one.
+    fn walk(state: VmStateName, leased: bool, removing: bool, depth: usize) {
+        if depth == 0 {
+            return;
+        }
+        for event in EVENTS {
+            let Ok((next, effect)) = step(state, event) else { continue };
+            if leased {
+                assert_ne!(effect, Effect::ReportWarm, "a leased VM is never offered again");
+                assert_ne!(effect, Effect::Boot, "a leased VM never boots again");
+            }
+            assert!(!(removing && effect == Effect::Remove), "a VM is removed once");
+            if let Some(next) = next {
+                let leased = leased || next == VmStateName::Leased;
+                walk(next, leased, removing || effect == Effect::Remove, depth - 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_leased_vm_is_never_offered_again_and_removal_happens_once() {
+        walk(VmStateName::Cloning, false, false, 9);
+    }
+
+    #[test]
+    fn every_state_can_be_left_for_removal() {
+        for state in VmStateName::ALL {
+            let (next, _) = step(state, Event::Failed).expect("a failure is always heard");
+            assert!(matches!(next, Some(VmStateName::Removing | VmStateName::Quarantined)), "{state:?}");
+        }
+    }
+}
