@@ -1,8 +1,10 @@
 //! The port into a guest: what a VM's birth and a build need of it. `ssh` is the real one; `runtime::sim` brings its own.
 //! Nothing above this folder knows SSH, tar or a shell.
 
+mod globs;
 pub mod lines;
 mod master;
+mod receive;
 mod run;
 pub mod script;
 pub mod ssh;

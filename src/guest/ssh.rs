@@ -180,6 +180,11 @@ pub(super) enum Status {
 }
 
 impl Wire {
+    /// The library's own view of the connection.
+    pub(super) fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session)
+    }
+
     /// Opens `command` with three pipes.
     pub(super) async fn open(&self, command: &str) -> Result<Exec, Fault> {
         self.spawn(command, Stdio::piped).await
