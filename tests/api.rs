@@ -232,6 +232,23 @@ async fn a_full_queue_is_told_before_the_source_is_read_and_places_come_back() {
 }
 
 #[tokio::test]
+async fn a_client_that_goes_on_sending_after_the_refusal_still_reads_it() {
+    let server = Server::start(&Fake::with_places(0)).await;
+    let mut stream = TcpStream::connect(server.address).await.expect("connected");
+    let head = "POST /api/v1/builds HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.expect("written");
+    stream.readable().await.expect("an answer");
+    // Closed at once, the connection would be reset here.
+    for _ in 0..8 {
+        stream.write_all(&[0; 64 << 10]).await.expect("the other side still listens");
+    }
+    stream.shutdown().await.expect("open");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("read");
+    assert!(answer.contains("queue_full"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_log_is_taken_up_again_without_a_line_twice_or_lost() {
     let fake = Fake::new();
     let server = Server::start(&fake).await;

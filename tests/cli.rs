@@ -450,6 +450,26 @@ async fn what_is_no_daemon_is_said_to_be_none() {
     assert!(err(&output).contains("may not be preheat"), "{}", err(&output));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_leaves_does_not_end_the_build() {
+    let (fake, server) = with_artifacts(&[]).await;
+    *fake.ending.lock().expect("whole") = Ending::Hangs;
+    let dir = workplace();
+    let mut run = Running::start(&server.url, dir.path(), &["run", "app"]);
+    let run = tokio::task::spawn_blocking(move || {
+        assert_eq!(run.line(), "one\n");
+        drop(run.child.stderr.take());
+        let Running { child, out } = run;
+        drop(out);
+        child
+    });
+    let mut run = run.await.expect("no panic");
+    fake.print(BuildId(1), LogStream::Out, "more");
+    fake.end(BuildId(1), BuildResult::Success);
+    let status = tokio::task::spawn_blocking(move || run.wait().expect("ended")).await.expect("no panic");
+    assert_eq!(status.code(), Some(0));
+}
+
 #[test]
 fn the_help_shows_examples_and_exit_codes() {
     let help = assert_cmd::Command::new(PREHEAT).arg("--help").output().expect("it runs");

@@ -42,7 +42,8 @@ pub struct Limits {
     pub submissions: usize,
     /// Open logs that follow a build.
     pub followers: usize,
-    /// For a request's head, and for a connection without a request.
+    /// For a request's head, and for a connection without a request: longer than Prometheus' usual 15 s between scrapes,
+    /// or each scrape would meet a connection that is just being closed.
     pub head_read: Duration,
     /// Between two pieces of a body.
     pub body_idle: Duration,
@@ -62,7 +63,7 @@ impl Default for Limits {
             connections: 256,
             submissions: 8,
             followers: 64,
-            head_read: Duration::from_secs(15),
+            head_read: Duration::from_secs(20),
             body_idle: Duration::from_secs(30),
             body_whole: Duration::from_secs(60 * 60),
             write_idle: Duration::from_secs(30),

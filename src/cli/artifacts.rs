@@ -21,7 +21,7 @@ pub async fn command(
     let list: ArtifactList = client.get(&["api", "v1", "builds", &id.to_string(), "artifacts"], &[]).await?;
     if let Some(folder) = &folder {
         download(client, id, &list.artifacts, folder).await?;
-        eprintln!("{} artifacts in {}", list.artifacts.len(), folder.display());
+        super::say(&format!("{} artifacts in {}", list.artifacts.len(), folder.display()));
     }
     if json {
         out_json(&list)?;

@@ -16,7 +16,7 @@ use crate::config::Config;
 pub fn load(file: Option<&Path>) -> Result<Config, Problem> {
     parts::load_config(file).map_err(|mistakes| {
         for mistake in &mistakes {
-            eprintln!("{}", clean(mistake));
+            super::say(&clean(mistake));
         }
         Problem::usage(format!("the configuration has {} mistake(s)", mistakes.len()))
             .hint("`preheat config check` names them; `preheat config show` prints what takes effect")
@@ -28,7 +28,7 @@ pub fn command(command: &ConfigCommand) -> Result<Exit, Problem> {
     match command {
         ConfigCommand::Check { config } => {
             let config = load(config.as_deref())?;
-            eprintln!("the configuration is right: {} pool(s)", config.pools.len());
+            super::say(&format!("the configuration is right: {} pool(s)", config.pools.len()));
         }
         ConfigCommand::Show { config } => out(&parts::show_config(&load(config.as_deref())?)),
     }

@@ -173,3 +173,28 @@ impl Ear {
 fn lost(why: &str) -> Problem {
     Problem::system(why).code("unreachable")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_that_comes_again_is_not_handed_on_again() {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let client = Client::new("http://127.0.0.1:1", None).expect("a client");
+        let (heard, mut hears) = mpsc::channel(AHEAD);
+        let (id, lost) = (BuildId(1), Some(Deadline::after(Duration::ZERO)));
+        let mut ear = Ear { client, id, after: 2, lost, patience: Duration::ZERO, heard };
+        // A server that does not know of resuming sends all of it again.
+        for n in [1, 2, 3, 2, 3, 4] {
+            let data = format!(r#"{{"n":{n},"at_ms":0,"stream":"out","text":"{n}"}}"#);
+            assert!(ear.hear(Event { name: String::new(), data }).await.is_ok());
+        }
+        drop(ear);
+        let mut seen = Vec::new();
+        while let Some(heard) = hears.recv().await {
+            seen.push(if let Heard::Line(line) = heard { line.text } else { "back".into() });
+        }
+        assert_eq!(seen, ["back", "3", "4"]);
+    }
+}

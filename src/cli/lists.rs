@@ -107,6 +107,6 @@ pub async fn vms(client: &Client, json: bool) -> Result<Exit, Problem> {
 /// `preheat cancel`
 pub async fn cancel(client: &Client, id: BuildId) -> Result<Exit, Problem> {
     client.cancel(id).await?;
-    eprintln!("build {id} is being cancelled");
+    super::say(&format!("build {id} is being cancelled"));
     Ok(Exit::Success)
 }

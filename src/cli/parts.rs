@@ -46,8 +46,8 @@ pub fn runtime(_config: &Config) -> Option<Arc<dyn Runtime>> {
 }
 
 /// CONNECT: the longest path of a control socket that `guest::ssh` makes.
-pub fn control_socket(config: &Config) -> PathBuf {
-    config.home.path().join("run").join("c".repeat(20))
+pub fn control_socket(_config: &Config) -> PathBuf {
+    PathBuf::from("/tmp/preheat-ssh-XXXXXXXX/s")
 }
 
 /// CONNECT: `supervisor::run`, which serves until it is asked to stop.

@@ -47,9 +47,9 @@ impl Problem {
 
     /// For people to stderr, and with `json` for programs to stdout.
     pub fn print(&self, json: bool) {
-        eprintln!("error: {}", clean(&self.what));
+        super::say(&format!("error: {}", clean(&self.what)));
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {}", clean(hint));
+            super::say(&format!("hint: {}", clean(hint)));
         }
         if json {
             let view =

@@ -90,7 +90,7 @@ impl Progress {
 
     /// Something preheat has to say.
     pub fn note(&self, text: &str) {
-        self.aside(|| eprintln!("preheat: {}", clean(text)));
+        self.aside(|| super::say(&format!("preheat: {}", clean(text))));
     }
 
     /// What goes on now.

@@ -1,7 +1,7 @@
 //! `run`: submit, follow, fetch. `submit`: the first of the three.
 //!
 //! `packing -> sent -> following -> (End) -> fetching -> exit`
-//! Ctrl-C while packing or sending leaves: nothing was accepted. While following it cancels the build and goes on to
+//! Ctrl-C while packing or sending leaves. While following it cancels the build and goes on to
 //! follow it; the second one leaves at once. While fetching it leaves.
 
 use std::path::{Path, PathBuf};
@@ -61,7 +61,8 @@ async fn all(client: &Client, run: &Run, progress: &mut Progress) -> Result<Exit
     let mut interrupts = Interrupts::new()?;
     let build = tokio::select! {
         build = submission::submit(client, &run.inputs, progress) => build?,
-        () = interrupts.next() => return Err(left("nothing was submitted")),
+        () = interrupts.next() => return Err(left("the daemon had not answered yet")
+            .hint("`preheat builds` shows whether it took the build")),
     };
     progress.note(&format!("build {} ({} on {})", build.id, build.project, build.pool));
     let heard = follow(client, build.id, run.reconnect);
@@ -72,7 +73,7 @@ async fn all(client: &Client, run: &Run, progress: &mut Progress) -> Result<Exit
     let folder = run.out.clone().unwrap_or_else(|| Path::new(OUT).join(build.id.to_string()));
     let fetched = fetch(client, &build, &folder, progress, &mut interrupts).await;
     progress.finish();
-    eprint!("{}", summary(&build, fetched.as_ref().ok().and_then(Option::as_deref)));
+    super::say(summary(&build, fetched.as_ref().ok().and_then(Option::as_deref)).trim_end());
     let fetched = fetched?;
     if run.json {
         out_json(&Report { build: &build, out: fetched.as_deref() })?;

@@ -32,10 +32,10 @@ pub async fn command(
             .hint("run it on the daemon's host, with the daemon's configuration (--config)")
     })?;
     if vm.build.is_none() {
-        eprintln!(
+        super::say(&format!(
             "warning: `{}` runs no build; what is changed in it stays there for the build that gets it",
             vm.name
-        );
+        ));
     }
     become_ssh(&arguments(pool, address, command))
 }

@@ -50,7 +50,11 @@ fn vm(text: &mut String, build: &BuildView) {
 fn artifacts(text: &mut String, build: &BuildView, out: Option<&Path>) {
     let Some(out) = out.filter(|_| !build.artifacts.is_empty()) else { return };
     let bytes = build.artifacts.iter().map(|a| a.bytes).sum();
-    writeln!(text, "{} artifacts, {}, in {}", build.artifacts.len(), size(bytes), out.display()).ok();
+    let count = match build.artifacts.len() {
+        1 => "1 artifact".to_owned(),
+        n => format!("{n} artifacts"),
+    };
+    writeln!(text, "{count}, {}, in {}", size(bytes), out.display()).ok();
     for artifact in &build.artifacts {
         let short = artifact.sha256.get(..12).unwrap_or(&artifact.sha256);
         writeln!(text, "  {:>10}  {}  {}", size(artifact.bytes), clean(short), clean(&artifact.path)).ok();

@@ -49,6 +49,9 @@ fn mac() -> MacFacts {
 /// One wrong thing: what is changed, the check that must tell, and how.
 type Case = (fn(&mut Configured), &'static str, Status);
 
+/// The same for a Mac.
+type MacCase = (fn(&mut MacFacts), &'static str, Status);
+
 const CONFIGURED: [Case; 9] = [
     (|c| c.home.writable = Err("read-only".into()), "home", Status::Fail),
     (|c| c.home.free = Some(ByteSize(1 << 30)), "disk", Status::Fail),
@@ -89,7 +92,7 @@ fn each_fault_is_told_once_with_a_hint() {
 
 #[test]
 fn each_fault_of_a_mac_is_told() {
-    let cases: [(fn(&mut MacFacts), &str, Status); 6] = [
+    let cases: [MacCase; 6] = [
         (|m| m.session = false, "login session", Status::Fail),
         (|m| m.keychain = Err("locked".into()), "keychain", Status::Fail),
         (|m| m.dhcp_lease_s = None, "dhcp lease", Status::Warn),
