@@ -113,7 +113,12 @@ pub trait Service: Send + Sync + 'static {
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), Refused>>;
 
     /// The log from line `after` + 1 on. With `follow` the stream goes on until the build is over; a line comes once.
-    fn log(&self, id: BuildId, after: u64, follow: bool) -> BoxFuture<'_, Result<BoxStream<'static, LogLine>, Refused>>;
+    fn log(
+        &self,
+        id: BuildId,
+        after: u64,
+        follow: bool,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, LogLine>, Refused>>;
 
     /// The file of an artifact on this host.
     fn artifact<'a>(&'a self, id: BuildId, path: &'a str) -> BoxFuture<'a, Result<PathBuf, Refused>>;

@@ -57,8 +57,7 @@ pub enum BuildResult {
 
 impl BuildResult {
     /// Every result, for metrics that start at zero.
-    pub const ALL: [Self; 5] =
-        [Self::Success, Self::Failure, Self::Error, Self::Timeout, Self::Cancellation];
+    pub const ALL: [Self; 5] = [Self::Success, Self::Failure, Self::Error, Self::Timeout, Self::Cancellation];
 
     /// The word for labels and JSON.
     pub fn as_str(self) -> &'static str {

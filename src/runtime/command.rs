@@ -239,7 +239,10 @@ mod tests {
     #[tokio::test]
     async fn output_is_complete_and_the_code_is_passed_on() {
         let out = sh("echo out; echo err >&2; exit 7").output(Duration::from_secs(20)).await.expect("it ran");
-        assert_eq!((out.stdout.as_str(), out.stderr.as_str(), out.status.code()), ("out\n", "err\n", Some(7)));
+        assert_eq!(
+            (out.stdout.as_str(), out.stderr.as_str(), out.status.code()),
+            ("out\n", "err\n", Some(7))
+        );
     }
 
     #[tokio::test]
@@ -267,7 +270,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_helper_that_keeps_the_pipe_open_does_not_hold_up_the_verb() {
-        let out = sh("(trap '' HUP; sleep 600) & echo done").output(Duration::from_secs(20)).await.expect("it ran");
+        let out =
+            sh("(trap '' HUP; sleep 600) & echo done").output(Duration::from_secs(20)).await.expect("it ran");
         assert!(out.status.success());
     }
 

@@ -150,15 +150,25 @@ impl Reason {
             Self::ImageMissing => Some(
                 "pull or build the image into the pool's own TART_HOME (vm-setup/linux-guest or vm-setup/mac-image), or correct `image`",
             ),
-            Self::ImageUnusable => Some("`tart get IMAGE` shows the image's bounds; correct the pool's cpu, memory or disk"),
+            Self::ImageUnusable => {
+                Some("`tart get IMAGE` shows the image's bounds; correct the pool's cpu, memory or disk")
+            }
             Self::SystemLimit => Some(
                 "macOS runs two macOS guests at a time: stop the other VMs; if none runs, a slot has leaked: reboot, or kill com.apple.Virtualization.VirtualMachine",
             ),
             Self::DiskFull => Some("free disk space; `preheat doctor` shows what the pool uses"),
-            Self::HostKey => Some("log in on the Mac's screen (an Aqua session with an unlocked login keychain), then try again"),
-            Self::Softnet => Some("install softnet and give it its right to run (`vm-setup/mac-host --sudo`)"),
-            Self::NoAddress => Some("the host's DHCP may be out of addresses: set a lease time of 600 s (`vm-setup/mac-host` does)"),
-            Self::SshAuth => Some("the image does not accept the pool's key for `user`: rebuild the image, or correct `key` and `user`"),
+            Self::HostKey => Some(
+                "log in on the Mac's screen (an Aqua session with an unlocked login keychain), then try again",
+            ),
+            Self::Softnet => {
+                Some("install softnet and give it its right to run (`vm-setup/mac-host --sudo`)")
+            }
+            Self::NoAddress => Some(
+                "the host's DHCP may be out of addresses: set a lease time of 600 s (`vm-setup/mac-host` does)",
+            ),
+            Self::SshAuth => Some(
+                "the image does not accept the pool's key for `user`: rebuild the image, or correct `key` and `user`",
+            ),
             Self::NoRoute => Some("allow Local Network access for preheat in the Mac's privacy settings"),
             Self::WarmupFailed => Some("run the pool's `warmup` by hand in a VM of this image"),
             Self::VerbTimeout

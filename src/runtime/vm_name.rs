@@ -87,7 +87,15 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_ours_is_malformed() {
-        for name in ["preheat-", "preheat-a", "preheat-a-1", "preheat-a-01-1", "preheat-a-1-+1", "preheat-A-1-1", "preheat-a-99999-1"] {
+        for name in [
+            "preheat-",
+            "preheat-a",
+            "preheat-a-1",
+            "preheat-a-01-1",
+            "preheat-a-1-+1",
+            "preheat-A-1-1",
+            "preheat-a-99999-1",
+        ] {
             assert_eq!(VmName::parse(name), Parsed::Malformed, "{name}");
         }
         for name in ["linux", "Preheat-a-1-1", "my-preheat-a-1-1", ""] {
