@@ -1,11 +1,27 @@
-//! Configuration: `file` is what may be written, `validate` turns it into [`Config`] or into the list of every mistake,
-//! `limits` names each bound with its reason, `load` puts the layers together. Everything else takes [`Config`] as true.
+//! Configuration, from text to [`Config`]; everything else takes [`Config`] as true.
+//!
+//! ```text
+//! default.toml < preheat.toml < hosts/<hostname>.toml < PREHEAT__..      load: which, and where they are
+//!       |             |                |                   |
+//!       +-- file: one Layer each, with the place of every key --+        syntax, line and column
+//!                              |
+//!                        walk: key by key                                types, unknown keys
+//!          validate, pools: sections; rules: texts; limits: bounds
+//!                              |
+//!            Config  or  mistake: every one of them                      show prints the first, changes compares two
+//! ```
 
+pub mod changes;
 pub mod file;
 pub mod limits;
 pub mod load;
+pub mod mistake;
+mod pools;
+pub(crate) mod rules;
+pub mod show;
 pub mod units;
 pub mod validate;
+pub mod walk;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,6 +31,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ids::PoolName;
+pub use load::{Inputs, Loaded};
+pub use mistake::{Mistake, Mistakes, Origin};
 pub use units::ByteSize;
 
 /// The folders of an installation, all below `$PREHEAT_HOME`.

@@ -1,0 +1,185 @@
+//! What differs between two configurations, and what it takes to apply it. Every field is taken apart by name, so that a new
+//! key does not compile until somebody has decided.
+
+use super::{Api, Builds, Config, Host, Log, Network, Pool, RuntimeConfig, VerbDeadlines};
+use crate::ids::PoolName;
+
+/// What it takes to apply a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Applies {
+    /// The next decision follows it.
+    Live,
+    /// Idle VMs of the pool are replaced; VMs in use end as they began.
+    NewVms,
+    /// The daemon must be restarted.
+    Restart,
+}
+
+/// One key that differs; [`super::Loaded::value`] has what it was and what it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub key: String,
+    pub applies: Applies,
+    /// The pool, where it is about one.
+    pub pool: Option<PoolName>,
+}
+
+/// Everything that differs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub changed: Vec<Change>,
+    pub pools_added: Vec<PoolName>,
+    /// Their idle VMs go at once, those in use when their build is over.
+    pub pools_removed: Vec<PoolName>,
+}
+
+impl Changes {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.pools_added.is_empty() && self.pools_removed.is_empty()
+    }
+
+    /// Keys that do not apply before the daemon is restarted.
+    pub fn need_restart(&self) -> impl Iterator<Item = &Change> {
+        self.changed.iter().filter(|c| c.applies == Applies::Restart)
+    }
+
+    /// Pools whose idle VMs must be replaced, each once.
+    pub fn pools_to_roll(&self) -> Vec<PoolName> {
+        let rolled = self.changed.iter().filter(|c| c.applies == Applies::NewVms);
+        let mut pools: Vec<PoolName> = rolled.filter_map(|c| c.pool.clone()).collect();
+        pools.dedup();
+        pools
+    }
+
+    fn note<T: PartialEq>(&mut self, at: &str, name: &str, sides: (&T, &T), applies: Applies) {
+        let (old, new) = sides;
+        if old != new {
+            let key = if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+            self.changed.push(Change { key, applies, pool: None });
+        }
+    }
+}
+
+/// Compares two configurations.
+pub fn diff(old: &Config, new: &Config) -> Changes {
+    use Applies::{Live, Restart};
+    let mut changes = Changes::default();
+    let Config { home, host, runtime, api, builds, pools, uploads, log } = old;
+    changes.note("", "home", (home, &new.home), Restart);
+    of_host(&mut changes, host, &new.host);
+    of_runtime(&mut changes, runtime, &new.runtime);
+    let Api { listen, source_max, token_file } = api;
+    changes.note("api", "listen", (listen, &new.api.listen), Restart);
+    changes.note("api", "source_max", (source_max, &new.api.source_max), Live);
+    changes.note("api", "token_file", (token_file, &new.api.token_file), Restart);
+    of_builds(&mut changes, builds, &new.builds);
+    changes.note("", "upload", (uploads, &new.uploads), Live);
+    let Log { filter, json } = log;
+    changes.note("log", "filter", (filter, &new.log.filter), Live);
+    changes.note("log", "json", (json, &new.log.json), Restart);
+    for (name, pool) in pools {
+        match new.pools.get(name) {
+            Some(now) => of_pool(&mut changes, name, pool, now),
+            None => changes.pools_removed.push(name.clone()),
+        }
+    }
+    changes.pools_added = new.pools.keys().filter(|name| !pools.contains_key(name)).cloned().collect();
+    changes
+}
+
+fn of_host(changes: &mut Changes, old: &Host, new: &Host) {
+    let Host { vms, macos_guests, cores, memory, disk_free_min, builds_max } = old;
+    changes.note("host", "vms", (vms, &new.vms), Applies::Live);
+    changes.note("host", "macos_guests", (macos_guests, &new.macos_guests), Applies::Live);
+    changes.note("host", "cores", (cores, &new.cores), Applies::Live);
+    changes.note("host", "memory", (memory, &new.memory), Applies::Live);
+    changes.note("host", "disk_free_min", (disk_free_min, &new.disk_free_min), Applies::Live);
+    changes.note("host", "builds_max", (builds_max, &new.builds_max), Applies::Live);
+}
+
+fn of_runtime(changes: &mut Changes, old: &RuntimeConfig, new: &RuntimeConfig) {
+    let RuntimeConfig { program, tart_home, deadlines } = old;
+    changes.note("runtime", "program", (program, &new.program), Applies::Restart);
+    changes.note("runtime", "tart_home", (tart_home, &new.tart_home), Applies::Restart);
+    let VerbDeadlines { clone, set, stop, delete, query } = deadlines;
+    let (at, new) = ("runtime.deadlines", &new.deadlines);
+    changes.note(at, "clone", (clone, &new.clone), Applies::Live);
+    changes.note(at, "set", (set, &new.set), Applies::Live);
+    changes.note(at, "stop", (stop, &new.stop), Applies::Live);
+    changes.note(at, "delete", (delete, &new.delete), Applies::Live);
+    changes.note(at, "query", (query, &new.query), Applies::Live);
+}
+
+fn of_builds(changes: &mut Changes, old: &Builds, new: &Builds) {
+    let Builds { timeout, step_timeout, retries, kill_grace, log_max, artifacts_max, keep } = old;
+    changes.note("builds", "timeout", (timeout, &new.timeout), Applies::Live);
+    changes.note("builds", "step_timeout", (step_timeout, &new.step_timeout), Applies::Live);
+    changes.note("builds", "retries", (retries, &new.retries), Applies::Live);
+    changes.note("builds", "kill_grace", (kill_grace, &new.kill_grace), Applies::Live);
+    changes.note("builds", "log_max", (log_max, &new.log_max), Applies::Live);
+    changes.note("builds", "artifacts_max", (artifacts_max, &new.artifacts_max), Applies::Live);
+    changes.note("builds", "keep", (keep, &new.keep), Applies::Live);
+}
+
+/// What a VM is made of needs new VMs; what is decided about VMs is live.
+fn of_pool(changes: &mut Changes, name: &PoolName, old: &Pool, new: &Pool) {
+    use Applies::{Live, NewVms};
+    let at = &format!("pool.{name}");
+    let before = changes.changed.len();
+    let Pool { image, warm, max, cpu, memory, disk, user, key, port, network, .. } = old;
+    changes.note(at, "image", (image, &new.image), NewVms);
+    changes.note(at, "warm", (warm, &new.warm), Live);
+    changes.note(at, "max", (max, &new.max), Live);
+    changes.note(at, "cpu", (cpu, &new.cpu), NewVms);
+    changes.note(at, "memory", (memory, &new.memory), NewVms);
+    changes.note(at, "disk", (disk, &new.disk), NewVms);
+    changes.note(at, "user", (user, &new.user), NewVms);
+    changes.note(at, "key", (key, &new.key), NewVms);
+    changes.note(at, "port", (port, &new.port), NewVms);
+    changes.note(at, "network", (network, &new.network), network_applies(network, &new.network));
+    of_pool_times(changes, at, old, new);
+    for change in changes.changed.iter_mut().skip(before) {
+        change.pool = Some(name.clone());
+    }
+}
+
+fn of_pool_times(changes: &mut Changes, at: &str, old: &Pool, new: &Pool) {
+    use Applies::{Live, NewVms};
+    let Pool {
+        image: _,
+        warm: _,
+        max: _,
+        cpu: _,
+        memory: _,
+        disk: _,
+        user: _,
+        key: _,
+        port: _,
+        network: _,
+        boot_timeout,
+        probe_timeout,
+        probe_interval,
+        warmup,
+        warmup_timeout,
+        max_age,
+        run_args,
+    } = old;
+    changes.note(at, "boot_timeout", (boot_timeout, &new.boot_timeout), Live);
+    changes.note(at, "probe_timeout", (probe_timeout, &new.probe_timeout), Live);
+    changes.note(at, "probe_interval", (probe_interval, &new.probe_interval), Live);
+    changes.note(at, "warmup", (warmup, &new.warmup), NewVms);
+    changes.note(at, "warmup_timeout", (warmup_timeout, &new.warmup_timeout), Live);
+    changes.note(at, "max_age", (max_age, &new.max_age), Live);
+    changes.note(at, "run_args", (run_args, &new.run_args), NewVms);
+}
+
+/// How an address is found concerns only VMs that have none yet.
+fn network_applies(old: &Network, new: &Network) -> Applies {
+    match (old, new) {
+        (Network::Bridged { interface: a, .. }, Network::Bridged { interface: b, .. }) if a == b => {
+            Applies::Live
+        }
+        (Network::Nat | Network::Softnet { .. } | Network::Bridged { .. }, _) => Applies::NewVms,
+    }
+}
