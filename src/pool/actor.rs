@@ -130,8 +130,10 @@ impl Actor for PoolManager {
     ) -> Result<(), ActorProcessingErr> {
         let (cell, why) = match event {
             SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
-            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason.unwrap_or_default()),
-            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
+            // It stopped itself, and said before that its VM is gone; this event has overtaken that report.
+            SupervisionEvent::ActorTerminated(..)
+            | SupervisionEvent::ActorStarted(_)
+            | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
         };
         books.vm_actor_ended(&me, &cell, &why).await;
         books.settle(&me, None).await
@@ -488,6 +490,7 @@ fn recipe(vm: &VmName, pool: &Pool, image: Option<&ImageInfo>, config: &Config) 
         user: pool.user.clone(),
         key: pool.key.clone(),
         port: pool.port,
+        prepare_timeout: deadlines.clone + deadlines.set,
         boot_timeout: pool.boot_timeout,
         warmup: pool.warmup.clone(),
         warmup_timeout: pool.warmup_timeout,

@@ -1,20 +1,17 @@
-//! The journal: SQLite in one thread. What has been accepted is here before anybody is told so. An operator can read it
-//! with `sqlite3` while the daemon runs.
+//! The journal: SQLite. What has been accepted is here before anybody is told so. An operator can read it with `sqlite3`
+//! while the daemon runs.
 
 mod migrations;
 pub mod record;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
-use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::UnixMillis;
 use crate::ids::{BuildId, Generation};
 pub use record::BuildRecord;
-
-/// Requests that may wait for the journal's thread; who asks for more waits before asking.
-const REQUESTS_MAX: usize = 256;
 
 /// Why the journal did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -28,17 +25,15 @@ pub enum StoreError {
     /// A row does not parse.
     #[error("the journal holds a row that does not parse: {0}")]
     Row(#[from] serde_json::Error),
-    /// Its thread is gone.
+    /// The runtime is being shut down under it.
     #[error("the journal is closed")]
     Closed,
 }
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
-
 /// The journal. Clones share it.
 #[derive(Clone)]
 pub struct Store {
-    jobs: mpsc::Sender<Job>,
+    connection: Arc<Mutex<Connection>>,
 }
 
 /// A delivery that is owed.
@@ -61,28 +56,19 @@ impl Store {
         let failed = |text: String| StoreError::Open { path: path.to_owned(), text };
         let mut connection = Connection::open(path).map_err(|e| failed(e.to_string()))?;
         migrations::prepare(&mut connection).map_err(failed)?;
-        let (jobs, mut receiver) = mpsc::channel::<Job>(REQUESTS_MAX);
-        std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || {
-                while let Some(job) = receiver.blocking_recv() {
-                    job(&mut connection);
-                }
-            })
-            .map_err(|e| failed(e.to_string()))?;
-        Ok(Self { jobs })
+        Ok(Self { connection: Arc::new(Mutex::new(connection)) })
     }
 
+    /// On a thread that may block. A statement that panicked left its transaction rolled back, so the lock may be taken over.
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            reply.send(work(connection)).ok();
+        let connection = self.connection.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))
         });
-        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        done.await.map_err(|_| StoreError::Closed)?
     }
 
     /// Writes a new build down and gives it its number.
@@ -279,11 +265,12 @@ fn select(c: &Connection, rest: &str, parameter: i64) -> Result<Vec<BuildRecord>
     rows.into_iter().map(parse).collect()
 }
 
-/// The columns are for people and indexes; the whole record is JSON beside them.
+/// The columns are for people and indexes; the whole record is JSON beside them. A build that has a result is not written
+/// again: progress that was on its way meanwhile comes too late, and a second result is none.
 fn update(c: &Connection, record: &BuildRecord) -> Result<(), StoreError> {
     let result = record.result.map(|r| r.as_str());
     let sql = "UPDATE builds SET project = ?2, pool = ?3, attempt = ?4, result = ?5, reason = ?6, submitted_ms = ?7,
-        finished_ms = ?8, record = ?9 WHERE id = ?1";
+        finished_ms = ?8, record = ?9 WHERE id = ?1 AND result IS NULL";
     c.execute(
         sql,
         params![

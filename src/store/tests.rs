@@ -85,3 +85,16 @@ async fn a_journal_of_a_newer_version_is_refused() {
     let text = Store::open(&path).err().expect("refused").to_string();
     assert!(text.contains("version 99") && text.contains("newer"), "{text}");
 }
+
+#[tokio::test]
+async fn a_result_stands_whatever_comes_later() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Store::open(&dir.path().join("j")).expect("it opens");
+    let progress = store.insert(record()).await.expect("written");
+    let result = BuildRecord { result: Some(BuildResult::Success), ..progress.clone() };
+    store.finish(result.clone(), Vec::new()).await.expect("written");
+    store.save(progress).await.expect("too late, and no error");
+    let second = BuildRecord { result: Some(BuildResult::Error), ..result.clone() };
+    store.finish(second, Vec::new()).await.expect("too late, and no error");
+    assert_eq!(store.build(result.id).await.expect("read"), Some(result));
+}

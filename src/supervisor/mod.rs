@@ -7,4 +7,4 @@ pub mod intensity;
 pub mod resume;
 mod run;
 
-pub use run::{RunError, run};
+pub use run::{Daemon, RunError, run};

@@ -271,7 +271,7 @@ impl Daemon {
     }
 
     /// Stops the actors and takes every VM away; a second signal cuts that short.
-    pub async fn stop(&self) {
+    pub async fn stop(self) {
         DaemonStopping.emit();
         self.stopping.cancel();
         let deadlines = &self.context.config.runtime.deadlines;
@@ -344,3 +344,6 @@ async fn retention(context: BuildContext) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

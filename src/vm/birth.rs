@@ -17,6 +17,12 @@ use crate::runtime::{Fault, Reason, RunOptions, RunProcess, Runtime, Shape, VmNa
 /// How many of a failed warm-up's last lines are kept for its fault.
 const WARMUP_LINES_KEPT: usize = 5;
 
+/// Whoever keeps its deadline itself says better what was late, so it is given this much more.
+const DEADLINE_SLACK: Duration = Duration::from_secs(1);
+
+/// A warm-up that is over its time is killed in the guest; this much later the guest does not even do that.
+const WARMUP_SLACK: Duration = Duration::from_secs(15);
+
 /// Everything that a VM is made from.
 #[derive(Debug, Clone)]
 pub struct Recipe {
@@ -27,6 +33,9 @@ pub struct Recipe {
     pub user: String,
     pub key: std::path::PathBuf,
     pub port: u16,
+    /// For the clone and its configuration together. Each verb has a deadline of its own; this one is for a runtime that
+    /// does not keep it.
+    pub prepare_timeout: Duration,
     /// From `run` to an answered command.
     pub boot_timeout: Duration,
     pub warmup: Option<String>,
@@ -54,6 +63,16 @@ fn at(phase: BirthPhase) -> impl FnOnce(Fault) -> Stillborn {
     move |fault| Stillborn { phase, fault }
 }
 
+/// `work`, or a fault at the deadline.
+async fn by<T>(
+    deadline: Deadline,
+    what: &str,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let late = || Err(Fault::new(Reason::VerbTimeout, what, "its time was over"));
+    tokio::time::timeout_at(deadline.instant() + DEADLINE_SLACK, work).await.unwrap_or_else(|_| late())
+}
+
 /// Clones and configures.
 ///
 /// # Errors
@@ -63,11 +82,14 @@ pub async fn prepare(
     recipe: &Recipe,
     done: impl Fn(BirthPhase, Duration),
 ) -> Result<(), Stillborn> {
+    let deadline = Deadline::after(recipe.prepare_timeout);
     let began = clock::now();
-    runtime.clone_image(&recipe.image, &recipe.name).await.map_err(at(BirthPhase::Clone))?;
+    let cloned = by(deadline, "clone", runtime.clone_image(&recipe.image, &recipe.name)).await;
+    cloned.map_err(at(BirthPhase::Clone))?;
     done(BirthPhase::Clone, began.elapsed());
     let began = clock::now();
-    runtime.configure(&recipe.name, &recipe.shape).await.map_err(at(BirthPhase::Configure))?;
+    let configured = by(deadline, "configure", runtime.configure(&recipe.name, &recipe.shape)).await;
+    configured.map_err(at(BirthPhase::Configure))?;
     done(BirthPhase::Configure, began.elapsed());
     Ok(())
 }
@@ -82,7 +104,9 @@ pub async fn start(
     done: impl Fn(BirthPhase, Duration),
 ) -> Result<Box<dyn RunProcess>, Stillborn> {
     let began = clock::now();
-    let process = runtime.start(&recipe.name, &recipe.run).await.map_err(at(BirthPhase::Start))?;
+    let started =
+        by(Deadline::after(recipe.boot_timeout), "run", runtime.start(&recipe.name, &recipe.run)).await;
+    let process = started.map_err(at(BirthPhase::Start))?;
     done(BirthPhase::Start, began.elapsed());
     Ok(process)
 }
@@ -99,17 +123,19 @@ pub async fn reach(
 ) -> Result<Answered, Stillborn> {
     let deadline = Deadline::after(recipe.boot_timeout);
     let began = clock::now();
-    let found = runtime.address(&recipe.name, &recipe.run.network, deadline).await;
+    let found = by(deadline, "address", runtime.address(&recipe.name, &recipe.run.network, deadline)).await;
     let address = found.map_err(at(BirthPhase::Address))?;
     done(BirthPhase::Address, began.elapsed());
 
     let began = clock::now();
     let target = Target { address, port: recipe.port, user: recipe.user.clone(), key: recipe.key.clone() };
-    let channel = connector.connect(&target, deadline).await.map_err(at(BirthPhase::Connect))?;
+    let connected = by(deadline, "connect", connector.connect(&target, deadline)).await;
+    let channel = connected.map_err(at(BirthPhase::Connect))?;
     done(BirthPhase::Connect, began.elapsed());
 
     let began = clock::now();
-    warm_up(channel.as_ref(), recipe).await.map_err(at(BirthPhase::Warmup))?;
+    let limit = Deadline::after(recipe.warmup_timeout + WARMUP_SLACK);
+    by(limit, "warm-up", warm_up(channel.as_ref(), recipe)).await.map_err(at(BirthPhase::Warmup))?;
     done(BirthPhase::Warmup, began.elapsed());
     Ok(Answered { channel, address })
 }

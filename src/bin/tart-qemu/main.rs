@@ -61,7 +61,10 @@ fn report(failure: &Failure) -> ExitCode {
 fn refuse_arguments(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let text = error.to_string();
-        print!("{}", text.strip_prefix("tart ").filter(|_| error.kind() == ErrorKind::DisplayVersion).unwrap_or(&text));
+        print!(
+            "{}",
+            text.strip_prefix("tart ").filter(|_| error.kind() == ErrorKind::DisplayVersion).unwrap_or(&text)
+        );
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();

@@ -39,7 +39,9 @@ pub fn outlet(args: &args::Run) -> Outcome<Option<File>> {
 
 /// Reads until the guest ends; calls `network_up` once.
 pub fn follow(mut console: UnixStream, outlet: Option<File>, network_up: impl FnOnce() + Send + 'static) {
-    if let (Some(outlet), Ok(console)) = (outlet.as_ref().and_then(|file| file.try_clone().ok()), console.try_clone()) {
+    if let (Some(outlet), Ok(console)) =
+        (outlet.as_ref().and_then(|file| file.try_clone().ok()), console.try_clone())
+    {
         std::thread::spawn(move || pass_input(outlet, console));
     }
     std::thread::spawn(move || {

@@ -34,7 +34,9 @@ pub fn root_disk_cache(options: &str) -> Outcome<&'static str> {
             }
             Some(("caching", "automatic" | "cached" | "uncached" | "")) | None => {}
             Some(("caching", other)) => {
-                return Err(Failure::Configuration(format!("unsupported disk image caching mode: \"{other}\"")));
+                return Err(Failure::Configuration(format!(
+                    "unsupported disk image caching mode: \"{other}\""
+                )));
             }
             Some(_) => {}
         }
@@ -81,9 +83,10 @@ pub fn launch(launch: Launch<'_>) -> Outcome<Child> {
         None => Stdio::null(),
     };
     let fail = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Failure::Generic(format!("`{}` is not installed (hint: apt-get install qemu-system-x86)", words[0]))
-        }
+        io::ErrorKind::NotFound => Failure::Generic(format!(
+            "`{}` is not installed (hint: apt-get install qemu-system-x86)",
+            words[0]
+        )),
         _ => Failure::io("QEMU", &error),
     };
     let log = File::create("qemu.log").map_err(|error| Failure::io("qemu.log", &error))?;
@@ -97,12 +100,7 @@ pub fn launch(launch: Launch<'_>) -> Outcome<Child> {
         command
     };
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let child = command
-        .stdin(stdin)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .map_err(fail)?;
+    let child = command.stdin(stdin).stdout(Stdio::null()).stderr(log).spawn().map_err(fail)?;
     if !cfg!(target_os = "linux") {
         start_watcher(&child)?;
     }
@@ -182,14 +180,18 @@ fn devices(guest: &Guest<'_>) -> Outcome<Vec<String>> {
 fn extra_disk(number: usize, text: &str) -> Outcome<Vec<String>> {
     let (path, options) = match text.rsplit_once(':') {
         Some((path, options))
-            if options.split(',').any(|one| one == "ro" || one.starts_with("sync=") || one.starts_with("caching=")) =>
+            if options
+                .split(',')
+                .any(|one| one == "ro" || one.starts_with("sync=") || one.starts_with("caching=")) =>
         {
             (path, options)
         }
         _ => (text, ""),
     };
     if !std::path::Path::new(path).exists() {
-        return Err(Failure::Foreign(format!("The file “{path}” couldn’t be opened because there is no such file.")));
+        return Err(Failure::Foreign(format!(
+            "The file “{path}” couldn’t be opened because there is no such file."
+        )));
     }
     let read_only = if options.split(',').any(|one| one == "ro") { "on" } else { "off" };
     let absolute = std::path::absolute(path).map_err(|error| Failure::io(path, &error))?;

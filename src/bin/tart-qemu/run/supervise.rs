@@ -105,7 +105,11 @@ pub fn supervise(guest: &Guest<'_>, sender: Sender<Event>, events: &Receiver<Eve
     let address = address::reserve(guest.home.root(), &guest.config.mac_address)?;
     eprintln!("tart-qemu: {} ({why}), ssh at {}:{}", describe(accel), address.ip, address::SSH_PORT);
     if super::cpus(guest.config) < guest.config.cpu_count {
-        eprintln!("tart-qemu: {} CPUs asked for, {} given: the host has no more", guest.config.cpu_count, super::cpus(guest.config));
+        eprintln!(
+            "tart-qemu: {} CPUs asked for, {} given: the host has no more",
+            guest.config.cpu_count,
+            super::cpus(guest.config)
+        );
     }
     let machine = if resume {
         restore(guest, accel, &address, &sender)?
@@ -145,7 +149,8 @@ fn start(guest: &Guest<'_>, launch: machine::Launch<'_>, sender: &Sender<Event>)
     let serial = UnixListener::bind(machine::CONSOLE_SOCKET).map_err(&fail)?;
     let outlet = console::outlet(guest.args)?;
     let mut child = machine::launch(launch)?;
-    let connected = accept(&serial, &mut child).and_then(|serial| Ok((serial, accept(&monitor, &mut child)?)));
+    let connected =
+        accept(&serial, &mut child).and_then(|serial| Ok((serial, accept(&monitor, &mut child)?)));
     let (serial, monitor) = connected.map_err(|failure| {
         let _ = child.kill();
         let _ = child.wait();
@@ -224,8 +229,12 @@ fn restore(guest: &Guest<'_>, accel: Accel, address: &Address, sender: &Sender<E
     guest.vm.forget_saved_state();
     println!("resuming VM...");
     machine.qmp.call("cont", json!({})).map_err(broken("resume"))?;
-    if let Err(error) = Agent::connect(0..1, Duration::from_secs(10)).and_then(|mut agent| agent.synchronise()) {
-        eprintln!("tart-qemu: the guest's agent does not answer ({error}): its clock and entropy are those of the snapshot");
+    if let Err(error) =
+        Agent::connect(0..1, Duration::from_secs(10)).and_then(|mut agent| agent.synchronise())
+    {
+        eprintln!(
+            "tart-qemu: the guest's agent does not answer ({error}): its clock and entropy are those of the snapshot"
+        );
     }
     for port in &address.ports {
         let line = format!("hostfwd_add n0 tcp:{}:{port}-:22", address.ip);
@@ -341,14 +350,18 @@ impl Up<'_> {
 
     fn save(&mut self) -> Result<(), String> {
         if self.guest.config.os != Os::Darwin || !self.guest.args.suspendable {
-            return Err("Invalid virtual machine configuration. The entropy device configuration does not support \
+            return Err(
+                "Invalid virtual machine configuration. The entropy device configuration does not support \
                         saving and restoring."
-                .to_owned());
+                    .to_owned(),
+            );
         }
         if !self.guest.args.dir.is_empty() {
-            return Err("Invalid virtual machine configuration. A directory sharing device configuration does not \
+            return Err(
+                "Invalid virtual machine configuration. A directory sharing device configuration does not \
                         support saving and restoring."
-                .to_owned());
+                    .to_owned(),
+            );
         }
         let qmp = &mut self.machine.qmp;
         let mut steps = || -> io::Result<()> {
