@@ -7,28 +7,32 @@ use super::exit::Exit;
 use super::problem::Problem;
 use super::text::clean;
 use super::{out, parts};
-use crate::config::Config;
+use crate::config::load::Loaded;
 
 /// The configuration; its mistakes, where it has some, are printed.
 ///
 /// # Errors
 /// When it has a mistake.
-pub fn load(file: Option<&Path>) -> Result<Config, Problem> {
-    parts::load_config(file).map_err(|mistakes| {
+pub fn load(file: Option<&Path>) -> Result<Loaded, Problem> {
+    let loaded = parts::load_config(file).map_err(|mistakes| {
         for mistake in &mistakes {
             super::say(&clean(mistake));
         }
         Problem::usage(format!("the configuration has {} mistake(s)", mistakes.len()))
-            .hint("`preheat config check` names them; `preheat config show` prints what takes effect")
-    })
+            .hint("`preheat config check` names them; config/default.toml documents every key")
+    })?;
+    for warning in &loaded.warnings {
+        super::say(&clean(&format!("warning: {warning}")));
+    }
+    Ok(loaded)
 }
 
 /// `preheat config ...`
 pub fn command(command: &ConfigCommand) -> Result<Exit, Problem> {
     match command {
         ConfigCommand::Check { config } => {
-            let config = load(config.as_deref())?;
-            super::say(&format!("the configuration is right: {} pool(s)", config.pools.len()));
+            let loaded = load(config.as_deref())?;
+            super::say(&format!("the configuration is right: {} pool(s)", loaded.config.pools.len()));
         }
         ConfigCommand::Show { config } => out(&parts::show_config(&load(config.as_deref())?)),
     }

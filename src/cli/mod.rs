@@ -54,7 +54,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> Exit {
 
 fn dispatch(args: Args) -> Result<Exit, Problem> {
     if let Command::Serve { config } = &args.command {
-        let config = configuration::load(config.as_deref())?;
+        let config = configuration::load(config.as_deref())?.config;
         runtime(tokio::runtime::Builder::new_multi_thread())?.block_on(parts::serve(config))?;
         return Ok(Exit::Success);
     }

@@ -1,12 +1,20 @@
-//! What the command line needs of other rooms, each as one function.
+//! What the command line needs of other rooms, each as one function, so that the rest of it knows no room but HTTP's words.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::problem::Problem;
-use crate::config::Config;
+use crate::build::pack::{self, PackError, PackOptions};
+use crate::build::project::ProjectFile;
+use crate::config::load::{self, Inputs, Loaded};
+use crate::config::mistake::Mistakes;
+use crate::config::{Config, show};
+use crate::guest::ssh;
 use crate::runtime::Runtime;
+use crate::runtime::tart::Tart;
+use crate::supervisor;
+use crate::telemetry::logging;
 
 /// What `.preheat.toml` says that the client must know.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,43 +22,93 @@ pub struct Project {
     pub name: Option<String>,
     /// Names of secrets that the build needs.
     pub secrets: Vec<String>,
+    /// Whether `.git` is part of the source.
+    pub include_git: bool,
 }
 
-/// CONNECT: the layers of `config::load`. `Err` is every mistake, one a line.
-pub fn load_config(file: Option<&Path>) -> Result<Config, Vec<String>> {
-    let file = file.map_or("preheat.toml".into(), |f| f.display().to_string());
-    Err(vec![format!("{file}: not connected")])
+/// The configuration in its layers. `Err` is every mistake, with its hint.
+///
+/// # Errors
+/// Every mistake.
+pub fn load_config(file: Option<&Path>) -> Result<Loaded, Vec<String>> {
+    let texts = |mistakes: Mistakes| mistakes.0.iter().map(ToString::to_string).collect::<Vec<_>>();
+    load::load(&Inputs::of_process(file).map_err(texts)?).map_err(texts)
 }
 
-/// CONNECT: `config`'s own rendering, as TOML.
-pub fn show_config(config: &Config) -> String {
-    format!("{config:#?}\n")
+/// What takes effect, as TOML.
+pub fn show_config(loaded: &Loaded) -> String {
+    show::show(loaded)
 }
 
-/// CONNECT: `build::project`.
-pub fn project(_folder: &Path) -> Result<Project, Problem> {
-    Ok(Project::default())
+/// Reads the project's file, if the folder has one.
+///
+/// # Errors
+/// Every mistake in it.
+pub fn project(folder: &Path) -> Result<Project, Problem> {
+    let read = ProjectFile::read(folder).map_err(|mistakes| Problem::usage(mistakes.to_string()))?;
+    Ok(read.map_or_else(Project::default, |file| Project {
+        name: file.project,
+        secrets: file.secrets,
+        include_git: file.include_git,
+    }))
 }
 
-/// CONNECT: `build::pack`.
-pub fn pack(folder: &Path, into: &mut File) -> Result<(), Problem> {
-    let mut tar = tar::Builder::new(into);
-    let cannot = |e: std::io::Error| Problem::usage(format!("cannot pack `{}`: {e}", folder.display()));
-    tar.append_dir_all(".", folder).map_err(cannot)?;
-    tar.finish().map_err(cannot)
+/// Packs a folder, and says what was left out because a tar cannot hold it.
+///
+/// # Errors
+/// What cannot be packed.
+pub fn pack(folder: &Path, include_git: bool, into: &mut File) -> Result<(), Problem> {
+    let options = PackOptions { git: include_git, ..PackOptions::default() };
+    let failed = |error: PackError| {
+        let problem = Problem::usage(chain(&error));
+        match error.hint() {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    };
+    let packed = pack::pack(folder, options, into).map_err(failed)?;
+    for path in packed.skipped {
+        super::say(&format!("left out `{}`: it is a socket, a pipe or a device", path.display()));
+    }
+    Ok(())
 }
 
-/// CONNECT: the runtime adapter for `runtime.program`.
-pub fn runtime(_config: &Config) -> Option<Arc<dyn Runtime>> {
-    None
+/// The adapter for `runtime.program`.
+pub fn runtime(config: &Config) -> Arc<dyn Runtime> {
+    Arc::new(Tart::new(&config.runtime, config.home.vm_logs()))
 }
 
-/// CONNECT: the longest path of a control socket that `guest::ssh` makes.
-pub fn control_socket(_config: &Config) -> PathBuf {
-    PathBuf::from("/tmp/preheat-ssh-XXXXXXXX/s")
+/// A control socket's path, as long as it gets.
+pub fn control_socket() -> PathBuf {
+    ssh::longest_socket_path()
 }
 
-/// CONNECT: `supervisor::run`, which serves until it is asked to stop.
-pub async fn serve(_config: Config) -> Result<(), Problem> {
-    Err(Problem::system("not connected"))
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// Why it does not run, or no longer.
+pub async fn serve(config: Config) -> Result<(), Problem> {
+    logging::install(&config.log).map_err(|e| Problem::usage(e.to_string()))?;
+    supervisor::run(config).await.map_err(|error| {
+        let problem = Problem::system(chain(&error));
+        match error.hint() {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    })
+}
+
+/// An error with what lies behind it, where its own text does not say it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
 }

@@ -25,7 +25,7 @@ pub async fn command(
         Problem::system(format!("the VM `{}` is {} and has no address yet", vm.name, vm.state))
             .hint("try again in a moment")
     })?;
-    let config = configuration::load(config)?;
+    let config = configuration::load(config)?.config;
     let pool = config.pools.iter().find(|(name, _)| name.as_str() == vm.pool).map(|(_, pool)| pool);
     let pool = pool.ok_or_else(|| {
         Problem::usage(format!("the configuration here has no pool `{}`", vm.pool))

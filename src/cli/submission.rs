@@ -35,7 +35,7 @@ pub async fn submit(client: &Client, inputs: &Inputs, progress: &Progress) -> Re
         spec.project = project.name.is_none().then(|| folder_name(source)).flatten();
         spec.secrets = secrets(&wanted, |name| std::env::var(name).ok())?;
         progress.now("packing");
-        pack(source).await?
+        pack(source, project.include_git).await?
     } else if meta.is_file() {
         spec.secrets = secrets(&wanted, |name| std::env::var(name).ok())?;
         std::fs::File::open(source).map_err(missing)?
@@ -83,12 +83,12 @@ fn folder_name(folder: &Path) -> Option<String> {
 }
 
 /// The folder as a tar, in a file without a name: whatever happens to us, it is gone.
-async fn pack(folder: &Path) -> Result<std::fs::File, Problem> {
+async fn pack(folder: &Path, include_git: bool) -> Result<std::fs::File, Problem> {
     let folder = folder.to_owned();
     let packed = tokio::task::spawn_blocking(move || {
         let cannot = |e: std::io::Error| Problem::system(format!("cannot make a temporary file: {e}"));
         let mut file = tempfile::tempfile().map_err(cannot)?;
-        parts::pack(&folder, &mut file)?;
+        parts::pack(&folder, include_git, &mut file)?;
         std::io::Seek::rewind(&mut file).map_err(cannot)?;
         Ok(file)
     });

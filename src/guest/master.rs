@@ -247,6 +247,11 @@ impl Seat {
     }
 }
 
+/// As [`super::ssh::longest_socket_path`].
+pub fn longest_socket_path() -> std::path::PathBuf {
+    std::path::Path::new(SOCKETS).join(format!("{PREFIX}XXXXXX")).join("s")
+}
+
 /// Ends the masters that a killed daemon of this user left behind, and removes their folders. Returns how many folders.
 /// A folder that somebody holds, or that is not ours, is not touched.
 pub async fn sweep() -> usize {

@@ -55,6 +55,11 @@ pub async fn sweep_orphans() -> usize {
     master::sweep().await
 }
 
+/// A control socket's path, as long as it gets: systems bound it.
+pub fn longest_socket_path() -> std::path::PathBuf {
+    master::longest_socket_path()
+}
+
 impl Connector for SshConnector {
     fn connect<'a>(
         &'a self,

@@ -1,5 +1,7 @@
 //! The log: text for people or one JSON object a line, to stderr, filtered as the configuration says.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -21,9 +23,13 @@ pub enum LoggingError {
 /// # Errors
 /// When the filter does not parse, or a log is there already.
 pub fn install(log: &Log) -> Result<(), LoggingError> {
-    let filter = EnvFilter::try_new(&log.filter)
+    // ractor wraps each actor's events into a span that says its number, which tells nobody anything.
+    let filter = EnvFilter::try_new(format!("ractor=off,{}", log.filter))
         .map_err(|e| LoggingError::Filter { filter: log.filter.clone(), text: e.to_string() })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let installed = if log.json {
         builder.json().flatten_event(true).with_target(false).finish().try_init()
     } else {

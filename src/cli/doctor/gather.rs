@@ -23,7 +23,7 @@ const DHCP_PLIST: &str = "/Library/Preferences/SystemConfiguration/com.apple.Int
 /// Everything that [`evaluate`](super::evaluate::evaluate) wants to know.
 pub async fn gather(config: Option<&Path>) -> Facts {
     let config = match parts::load_config(config) {
-        Ok(config) => Ok(configured(&config).await),
+        Ok(loaded) => Ok(configured(&loaded.config).await),
         Err(mistakes) => Err(mistakes),
     };
     Facts {
@@ -42,16 +42,10 @@ async fn configured(config: &Config) -> Configured {
     let runtime = parts::runtime(config);
     let missing =
         || Fault::new(Reason::ProgramMissing, config.runtime.program.clone(), "there is no such runtime");
-    let version = match &runtime {
-        Some(runtime) => runtime.version().await,
-        None => Err(missing()),
-    };
+    let version = runtime.version().await;
     let mut images = Vec::new();
     for (pool, settings) in &config.pools {
-        let found = match &runtime {
-            Some(runtime) if version.is_ok() => runtime.image(&settings.image).await,
-            Some(_) | None => Err(missing()),
-        };
+        let found = if version.is_ok() { runtime.image(&settings.image).await } else { Err(missing()) };
         images.push(ImageFacts { pool: pool.to_string(), image: settings.image.clone(), found });
     }
     let key = |(pool, settings): (&crate::ids::PoolName, &crate::config::Pool)| KeyFacts {
@@ -70,7 +64,7 @@ async fn configured(config: &Config) -> Configured {
         listen: config.api.listen,
         port,
         troubles,
-        control_socket: parts::control_socket(config),
+        control_socket: parts::control_socket(),
     }
 }
 
