@@ -24,7 +24,11 @@ pub enum Verb {
     /// Modify VM's configuration
     Set(Set),
     /// Get a VM's configuration
-    Get { name: String, #[arg(long, default_value = "text")] format: Format },
+    Get {
+        name: String,
+        #[arg(long, default_value = "text")]
+        format: Format,
+    },
     /// List created VMs
     List(List),
     /// Login to a registry
@@ -53,9 +57,16 @@ pub enum Verb {
     /// Rename a local VM
     Rename { name: String, new_name: String },
     /// Stop a VM
-    Stop { name: String, #[arg(short, long, default_value_t = 30)] timeout: u64 },
+    Stop {
+        name: String,
+        #[arg(short, long, default_value_t = 30)]
+        timeout: u64,
+    },
     /// Delete a VM
-    Delete { #[arg(required = true)] name: Vec<String> },
+    Delete {
+        #[arg(required = true)]
+        name: Vec<String>,
+    },
     /// Get a fully-qualified VM name
     #[command(hide = true)]
     Fqn { name: String },

@@ -94,7 +94,8 @@ fn raw() -> String {
 impl VmConfig {
     pub fn read(path: &Path) -> Outcome<Self> {
         let bytes = fs::read(path).map_err(|error| Failure::io(path.display(), &error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Failure::Foreign(format!("{}: {error}", path.display())))
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Failure::Foreign(format!("{}: {error}", path.display())))
     }
 
     /// Written in place and not through a rename: the lock of a running VM is on this very file.

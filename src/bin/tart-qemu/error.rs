@@ -44,8 +44,7 @@ pub enum Failure {
 pub type Outcome<T = ()> = Result<T, Failure>;
 
 pub const RESTORE_REFUSED: &str = "Error Domain=VZErrorDomain Code=12 \"The virtual machine failed to restore with error “invalid argument”.\"";
-pub const LIMIT_AT_RESTORE: &str =
-    "Error Domain=VZErrorDomain Code=6 \"The maximum supported number of active virtual machines has been reached.\"";
+pub const LIMIT_AT_RESTORE: &str = "Error Domain=VZErrorDomain Code=6 \"The maximum supported number of active virtual machines has been reached.\"";
 
 impl Failure {
     pub fn exit_code(&self) -> u8 {

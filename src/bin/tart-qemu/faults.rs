@@ -87,7 +87,8 @@ pub struct Faults {
 }
 
 const VERBS: &[&str] = &[
-    "clone", "run", "stop", "suspend", "delete", "list", "get", "set", "ip", "rename", "pull", "exec", "fqn", "prune",
+    "clone", "run", "stop", "suspend", "delete", "list", "get", "set", "ip", "rename", "pull", "exec", "fqn",
+    "prune",
 ];
 
 impl Faults {

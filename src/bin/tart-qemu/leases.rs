@@ -35,9 +35,8 @@ pub fn parse(text: &str) -> Result<Vec<Lease>, String> {
     let mut leases = Vec::new();
     let mut open: Option<Vec<(&str, &str)>> = None;
     for (number, line) in text.lines().filter(|line| !line.is_empty()).enumerate() {
-        let bad = |message: &str| {
-            format!("unexpected DHCPD leases file format on line {}: {message}", number + 1)
-        };
+        let bad =
+            |message: &str| format!("unexpected DHCPD leases file format on line {}: {message}", number + 1);
         match (line, &mut open) {
             ("{", None) => open = Some(Vec::new()),
             ("{", Some(_)) => return Err(bad("unexpected lease block start ({)")),
@@ -47,7 +46,8 @@ pub fn parse(text: &str) -> Result<Vec<Lease>, String> {
             }
             ("}", None) => return Err(bad("unexpected lease block end (})")),
             (line, fields) => {
-                let pair = line.trim_start().split_once('=').ok_or_else(|| bad("key-value pair with only a key"))?;
+                let pair =
+                    line.trim_start().split_once('=').ok_or_else(|| bad("key-value pair with only a key"))?;
                 fields.get_or_insert_default().push(pair);
             }
         }
@@ -105,12 +105,7 @@ pub fn grant(home: &Home, name: &str, mac: &str, ip: Ipv4Addr) -> Outcome {
     let now = now();
     let mut leases = read(home).unwrap_or_default();
     leases.retain(|lease| lease.mac != mac && lease.ip != ip && lease.expires > now);
-    leases.push(Lease {
-        name: name.to_owned(),
-        mac: mac.to_owned(),
-        ip,
-        expires: now + LEASE_SECONDS,
-    });
+    leases.push(Lease { name: name.to_owned(), mac: mac.to_owned(), ip, expires: now + LEASE_SECONDS });
     let fresh = path(home).with_extension("new");
     fs::write(&fresh, render(&leases)).and_then(|()| fs::rename(&fresh, path(home))).map_err(fail)
 }

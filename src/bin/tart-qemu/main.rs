@@ -7,7 +7,8 @@
 //!
 //! Environment: `TART_HOME`; `TART_QEMU_REGISTRY` (a directory that stands for every registry), `TART_QEMU_ONLINE=1`
 //! (guests may reach the network), `TART_QEMU_ACCEL` (kvm, hvf or tcg), `TART_QEMU_HOST_DIR` (where the slots for
-//! macOS guests are counted; default: the home), `TART_QEMU_FAULTS` (see [`faults`]).
+//! macOS guests are counted; default: the home), `TART_QEMU_FRESH_HOST_KEYS=1` (a resumed guest makes a host key of its
+//! own), `TART_QEMU_FAULTS` (see [`faults`]).
 #![expect(
     clippy::disallowed_macros,
     clippy::disallowed_methods,
@@ -61,7 +62,10 @@ fn report(failure: &Failure) -> ExitCode {
 fn refuse_arguments(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let text = error.to_string();
-        print!("{}", text.strip_prefix("tart ").filter(|_| error.kind() == ErrorKind::DisplayVersion).unwrap_or(&text));
+        print!(
+            "{}",
+            text.strip_prefix("tart ").filter(|_| error.kind() == ErrorKind::DisplayVersion).unwrap_or(&text)
+        );
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();

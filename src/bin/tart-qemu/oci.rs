@@ -49,7 +49,8 @@ impl RemoteName {
     pub fn parse(text: &str) -> Option<Self> {
         let (host, rest) = text.split_once('/')?;
         let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
-        let port_is_fine = port.is_none_or(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
+        let port_is_fine =
+            port.is_none_or(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
         if !is_word(name, ".-") || !port_is_fine {
             return None;
         }

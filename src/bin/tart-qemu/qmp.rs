@@ -34,7 +34,9 @@ impl Qmp {
     pub fn call_within(&mut self, command: &str, arguments: Value, limit: Duration) -> io::Result<Value> {
         writeln!(self.writer, "{}", json!({"execute": command, "arguments": arguments}))?;
         let reply = self.replies.recv_timeout(limit).map_err(|error| match error {
-            RecvTimeoutError::Timeout => io::Error::new(io::ErrorKind::TimedOut, format!("QEMU: `{command}`: no answer")),
+            RecvTimeoutError::Timeout => {
+                io::Error::new(io::ErrorKind::TimedOut, format!("QEMU: `{command}`: no answer"))
+            }
             RecvTimeoutError::Disconnected => io::Error::new(io::ErrorKind::BrokenPipe, "QEMU has gone"),
         })?;
         match reply.get("error") {
@@ -80,7 +82,8 @@ impl Qmp {
 
 fn read_lines(reader: BufReader<UnixStream>, replies: &Sender<Value>, event: &impl Fn(Option<Value>)) {
     for line in reader.lines() {
-        let Ok(value) = line.and_then(|line| serde_json::from_str::<Value>(&line).map_err(io::Error::from)) else {
+        let Ok(value) = line.and_then(|line| serde_json::from_str::<Value>(&line).map_err(io::Error::from))
+        else {
             break;
         };
         if value.get("event").is_some() {

@@ -10,11 +10,16 @@ pub fn render(titles: &[&str], rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = titles
         .iter()
         .enumerate()
-        .map(|(at, title)| rows.iter().map(|row| row[at].chars().count()).chain([title.len()]).max().unwrap_or(0))
+        .map(|(at, title)| {
+            rows.iter().map(|row| row[at].chars().count()).chain([title.len()]).max().unwrap_or(0)
+        })
         .collect();
     let line = |cells: Vec<&str>| {
-        let cells: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
+        let cells: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}", width = *width))
+            .collect();
         cells.join(" ").trim_end().to_owned()
     };
     let mut lines = vec![line(titles.to_vec())];

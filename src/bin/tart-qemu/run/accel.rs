@@ -31,9 +31,10 @@ pub fn choose(home: &Path) -> Outcome<(Accel, String)> {
         let accel = [Accel::Kvm, Accel::Hvf, Accel::Tcg].into_iter().find(|one| asked == *one.as_str());
         return match accel {
             Some(accel) => Ok((accel, "TART_QEMU_ACCEL asks for it".to_owned())),
-            None => {
-                Err(Failure::Generic(format!("TART_QEMU_ACCEL: `{}` is none of kvm, hvf, tcg", asked.display())))
-            }
+            None => Err(Failure::Generic(format!(
+                "TART_QEMU_ACCEL: `{}` is none of kvm, hvf, tcg",
+                asked.display()
+            ))),
         };
     }
     if cfg!(target_os = "macos") {
@@ -62,7 +63,9 @@ fn kvm_runs_code(home: &Path) -> bool {
     }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let known = home.join("cache/kvm");
-    if let Some(answer) = fs::read_to_string(&known).ok().as_deref().and_then(|text| text.strip_prefix(boot.trim())) {
+    if let Some(answer) =
+        fs::read_to_string(&known).ok().as_deref().and_then(|text| text.strip_prefix(boot.trim()))
+    {
         return answer.trim() == "works";
     }
     let works = probe(home).unwrap_or(false);

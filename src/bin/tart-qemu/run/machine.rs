@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
@@ -34,7 +33,9 @@ pub fn root_disk_cache(options: &str) -> Outcome<&'static str> {
             }
             Some(("caching", "automatic" | "cached" | "uncached" | "")) | None => {}
             Some(("caching", other)) => {
-                return Err(Failure::Configuration(format!("unsupported disk image caching mode: \"{other}\"")));
+                return Err(Failure::Configuration(format!(
+                    "unsupported disk image caching mode: \"{other}\""
+                )));
             }
             Some(_) => {}
         }
@@ -61,8 +62,6 @@ pub fn shape(guest: &Guest<'_>, accel: Accel) -> String {
 pub struct Launch<'a> {
     pub guest: &'a Guest<'a>,
     pub accel: Accel,
-    /// Host address and ports that lead to the guest's sshd from the start.
-    pub forward: Option<(Ipv4Addr, &'a [u16])>,
     pub state: Option<File>,
     pub boot_delay_seconds: u64,
 }
@@ -81,9 +80,10 @@ pub fn launch(launch: Launch<'_>) -> Outcome<Child> {
         None => Stdio::null(),
     };
     let fail = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Failure::Generic(format!("`{}` is not installed (hint: apt-get install qemu-system-x86)", words[0]))
-        }
+        io::ErrorKind::NotFound => Failure::Generic(format!(
+            "`{}` is not installed (hint: apt-get install qemu-system-x86)",
+            words[0]
+        )),
         _ => Failure::io("QEMU", &error),
     };
     let log = File::create("qemu.log").map_err(|error| Failure::io("qemu.log", &error))?;
@@ -97,12 +97,7 @@ pub fn launch(launch: Launch<'_>) -> Outcome<Child> {
         command
     };
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let child = command
-        .stdin(stdin)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .map_err(fail)?;
+    let child = command.stdin(stdin).stdout(Stdio::null()).stderr(log).spawn().map_err(fail)?;
     if !cfg!(target_os = "linux") {
         start_watcher(&child)?;
     }
@@ -182,14 +177,18 @@ fn devices(guest: &Guest<'_>) -> Outcome<Vec<String>> {
 fn extra_disk(number: usize, text: &str) -> Outcome<Vec<String>> {
     let (path, options) = match text.rsplit_once(':') {
         Some((path, options))
-            if options.split(',').any(|one| one == "ro" || one.starts_with("sync=") || one.starts_with("caching=")) =>
+            if options
+                .split(',')
+                .any(|one| one == "ro" || one.starts_with("sync=") || one.starts_with("caching=")) =>
         {
             (path, options)
         }
         _ => (text, ""),
     };
     if !std::path::Path::new(path).exists() {
-        return Err(Failure::Foreign(format!("The file “{path}” couldn’t be opened because there is no such file.")));
+        return Err(Failure::Foreign(format!(
+            "The file “{path}” couldn’t be opened because there is no such file."
+        )));
     }
     let read_only = if options.split(',').any(|one| one == "ro") { "on" } else { "off" };
     let absolute = std::path::absolute(path).map_err(|error| Failure::io(path, &error))?;
@@ -206,12 +205,8 @@ fn extra_disk(number: usize, text: &str) -> Outcome<Vec<String>> {
 
 fn network(launch: &Launch<'_>) -> Vec<String> {
     let online = std::env::var_os("TART_QEMU_ONLINE").is_some_and(|value| value == "1");
-    let mut backend = format!("user,id=n0,restrict={}", if online { "off" } else { "on" });
-    if let Some((ip, ports)) = launch.forward {
-        for port in ports {
-            backend += &format!(",hostfwd=tcp:{ip}:{port}-:22");
-        }
-    }
+    // Ports are opened later, when somebody listens behind them.
+    let backend = format!("user,id=n0,restrict={}", if online { "off" } else { "on" });
     vec![
         "-netdev".to_owned(),
         backend,

@@ -39,7 +39,8 @@ pub fn run(home: &Home, mut args: args::Run, faults: &[Fault]) -> Outcome {
     let held = home.lock()?;
     let mac = vm.config()?.mac_address;
     let same_mac = |other: &VmDir| other.config().is_ok_and(|config| config.mac_address == mac);
-    if home.vms().iter().any(|other| other.name() != vm.name() && other.owner().is_some() && same_mac(other)) {
+    if home.vms().iter().any(|other| other.name() != vm.name() && other.owner().is_some() && same_mac(other))
+    {
         println!("There is already a running VM with the same MAC address!");
         println!("Resetting VM to assign a new MAC address...");
         vm.regenerate_mac()?;
@@ -95,9 +96,11 @@ fn validate(home: &Home, args: &mut args::Run) -> Outcome<VmDir> {
         if os != Os::Darwin {
             return refuse("You can only suspend macOS VMs");
         }
-        for (given, flag) in
-            [(args.no_trackpad, "--no-trackpad"), (args.no_keyboard, "--no-keyboard"), (args.no_pointer, "--no-pointer")]
-        {
+        for (given, flag) in [
+            (args.no_trackpad, "--no-trackpad"),
+            (args.no_keyboard, "--no-keyboard"),
+            (args.no_pointer, "--no-pointer"),
+        ] {
             if given {
                 return refuse(&format!("{flag} cannot be used with --suspendable"));
             }
@@ -139,7 +142,8 @@ fn check_devices(args: &args::Run) -> Outcome {
 
 fn interfaces() -> Vec<String> {
     let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.retain(|name| name != "lo");
     names.sort();
     names
@@ -160,12 +164,18 @@ fn note_what_means_nothing(args: &args::Run) {
     note(args.capture_system_keys, "--capture-system-keys: the guest has no display");
     note(args.net_softnet, "--net-softnet: no Softnet here; QEMU's user network isolates the guest");
     note(args.net_softnet_allow.is_some(), "--net-softnet-allow: not applied");
-    note(args.net_softnet_block.is_some(), "--net-softnet-block: not applied; all is blocked unless TART_QEMU_ONLINE=1");
+    note(
+        args.net_softnet_block.is_some(),
+        "--net-softnet-block: not applied; all is blocked unless TART_QEMU_ONLINE=1",
+    );
     note(args.net_softnet_expose.is_some(), "--net-softnet-expose: not applied");
     note(!args.net_bridged.is_empty(), "--net-bridged: no bridge; the guest is on QEMU's user network");
     note(args.net_host, "--net-host: the guest is on QEMU's user network, which only the host can reach");
     note(args.no_pointer || args.no_keyboard, "--no-pointer, --no-keyboard: the guest has neither anyway");
-    note(args.root_disk_opts.split(',').any(|option| option == "ro"), "--root-disk-opts ro: not applied, as in Tart");
+    note(
+        args.root_disk_opts.split(',').any(|option| option == "ro"),
+        "--root-disk-opts ro: not applied, as in Tart",
+    );
 }
 
 /// The helper that stands in for Linux's parent-death signal: our end of the pipe closes, the guest dies.

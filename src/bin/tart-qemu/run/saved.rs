@@ -21,7 +21,10 @@ pub fn finish() -> io::Result<()> {
 pub fn open(path: &Path, shape: &str) -> io::Result<Option<File>> {
     let mut file = File::open(path)?;
     let mut start = vec![0; shape.len() + 1];
-    if file.read_exact(&mut start).is_err() || start[..shape.len()] != *shape.as_bytes() || start[shape.len()] != b'\n' {
+    if file.read_exact(&mut start).is_err()
+        || start[..shape.len()] != *shape.as_bytes()
+        || start[shape.len()] != b'\n'
+    {
         return Ok(None);
     }
     file.seek(SeekFrom::Start(start.len() as u64))?;

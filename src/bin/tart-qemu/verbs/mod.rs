@@ -45,12 +45,16 @@ pub fn perform(verb: Verb) -> Outcome {
         Verb::Exec(args) => strike("exec", &args.name).and_then(|_| exec::exec(&home, &args)),
         Verb::Pull(args) => strike("pull", &args.remote_name).and_then(|_| pull::pull(&home, &args)),
         Verb::Prune(args) => strike("prune", "").and_then(|_| prune::prune(&home, &args)),
-        Verb::Rename { name, new_name } => strike("rename", &name).and_then(|_| rename(&home, &name, &new_name)),
-        Verb::Stop { name, timeout } => strike("stop", &name).and_then(|_| power::stop(&home, &name, timeout)),
+        Verb::Rename { name, new_name } => {
+            strike("rename", &name).and_then(|_| rename(&home, &name, &new_name))
+        }
+        Verb::Stop { name, timeout } => {
+            strike("stop", &name).and_then(|_| power::stop(&home, &name, timeout))
+        }
         Verb::Suspend { name } => strike("suspend", &name).and_then(|_| power::suspend(&home, &name)),
-        Verb::Delete { name } => name.iter().try_for_each(|name| {
-            strike("delete", name).and_then(|_| delete(&home, name))
-        }),
+        Verb::Delete { name } => {
+            name.iter().try_for_each(|name| strike("delete", name).and_then(|_| delete(&home, name)))
+        }
         Verb::Fqn { name } => strike("fqn", &name).and_then(|_| fqn(&home, &name)),
         Verb::Watch { .. } => Ok(()),
     }

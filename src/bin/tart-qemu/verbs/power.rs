@@ -35,7 +35,10 @@ pub fn stop(home: &Home, name: &str, timeout_seconds: u64) -> Outcome {
         return Ok(());
     }
     kill(Pid::from_raw(owner), Signal::SIGKILL).map_err(|error| {
-        Failure::TerminationFailed(format!("failed to forcefully terminate the VM \"{name}\": {}", error.desc()))
+        Failure::TerminationFailed(format!(
+            "failed to forcefully terminate the VM \"{name}\": {}",
+            error.desc()
+        ))
     })
 }
 

@@ -37,7 +37,8 @@ pub fn prune(home: &Home, args: &args::Prune) -> Outcome {
     };
     if let Some(days) = args.older_than {
         let limit = SystemTime::now() - Duration::from_secs(days.saturating_mul(86_400).min(1 << 40));
-        let (old, young): (Vec<VmDir>, Vec<VmDir>) = candidates.into_iter().partition(|vm| vm.accessed() <= limit);
+        let (old, young): (Vec<VmDir>, Vec<VmDir>) =
+            candidates.into_iter().partition(|vm| vm.accessed() <= limit);
         old.iter().try_for_each(remove)?;
         candidates = young;
     }

@@ -37,10 +37,14 @@ fn in_registry(remote: &RemoteName) -> Option<VmDir> {
     let root = PathBuf::from(std::env::var_os("TART_QEMU_REGISTRY").filter(|root| !root.is_empty())?);
     let last = remote.namespace.rsplit('/').next().unwrap_or_default();
     let tag = remote.reference.value();
-    [root.join(&remote.host).join(&remote.namespace).join(tag), root.join(&remote.namespace).join(tag), root.join(last)]
-        .into_iter()
-        .map(VmDir::new)
-        .find(VmDir::is_whole)
+    [
+        root.join(&remote.host).join(&remote.namespace).join(tag),
+        root.join(&remote.namespace).join(tag),
+        root.join(last),
+    ]
+    .into_iter()
+    .map(VmDir::new)
+    .find(VmDir::is_whole)
 }
 
 /// Brings the image into the cache, unless what is there is the same.
@@ -51,7 +55,9 @@ pub fn fetch(home: &Home, remote: &RemoteName) -> Outcome {
              (hint: set TART_QEMU_REGISTRY to a directory of images)"
                 .to_owned()
         } else {
-            format!("unexpected HTTP status code 404 when pulling manifest for {remote}: not in TART_QEMU_REGISTRY")
+            format!(
+                "unexpected HTTP status code 404 when pulling manifest for {remote}: not in TART_QEMU_REGISTRY"
+            )
         };
         return Err(Failure::Foreign(why));
     };
@@ -77,7 +83,8 @@ pub fn fetch(home: &Home, remote: &RemoteName) -> Outcome {
         Reference::Tag(_) => {
             let tag = remote.path(home);
             let _ = fs::remove_file(&tag);
-            symlink(place.file_name().unwrap_or_default(), &tag).map_err(|error| Failure::io(remote, &error))?;
+            symlink(place.file_name().unwrap_or_default(), &tag)
+                .map_err(|error| Failure::io(remote, &error))?;
         }
     }
     oci::sweep(home);
@@ -93,8 +100,13 @@ fn digest_of(source: &VmDir) -> Outcome<String> {
     files.extend(crate::qcow2::layers(&source.disk()).map_err(fail)?);
     for file in files {
         let data = fs::metadata(&file).map_err(fail)?;
-        let changed = data.modified().map_err(fail)?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        hash.update(format!("{} {} {changed:?}\n", file.file_name().unwrap_or_default().display(), data.len()));
+        let changed =
+            data.modified().map_err(fail)?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        hash.update(format!(
+            "{} {} {changed:?}\n",
+            file.file_name().unwrap_or_default().display(),
+            data.len()
+        ));
     }
     let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("sha256:{hex}"))

@@ -62,7 +62,8 @@ fn set_display(display: &mut Display, text: &str) {
 }
 
 fn replace_disk(home: &Home, vm: &VmDir, from: &Path) -> Outcome {
-    let fail = |error: std::io::Error| Failure::io(format_args!("“{}” couldn’t be copied", from.display()), &error);
+    let fail =
+        |error: std::io::Error| Failure::io(format_args!("“{}” couldn’t be copied", from.display()), &error);
     let fresh = home.root().join("tmp").join(format!("set-disk-{}", uuid::Uuid::new_v4()));
     fs::copy(from, &fresh).and_then(|_| fs::rename(&fresh, vm.disk())).map_err(fail)
 }
@@ -85,12 +86,18 @@ fn resize(vm: &VmDir, wanted: u64) -> Outcome {
         && header.is_untouched(&vm.disk()).map_err(fail)?
     {
         let fresh = vm.file("disk.img.new");
-        let format = if qcow2::read_header(&vm.file(backing)).map_err(fail)?.is_some() { "qcow2" } else { "raw" };
+        let format =
+            if qcow2::read_header(&vm.file(backing)).map_err(fail)?.is_some() { "qcow2" } else { "raw" };
         return qcow2::write_overlay(&fresh, backing, format, wanted)
             .and_then(|()| fs::rename(&fresh, vm.disk()))
             .map_err(fail);
     }
-    let output = Command::new("qemu-img").arg("resize").arg(vm.disk()).arg(wanted.to_string()).output().map_err(fail)?;
+    let output = Command::new("qemu-img")
+        .arg("resize")
+        .arg(vm.disk())
+        .arg(wanted.to_string())
+        .output()
+        .map_err(fail)?;
     if output.status.success() {
         return Ok(());
     }
