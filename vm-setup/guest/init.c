@@ -3,7 +3,8 @@
  *
  *   initramfs: devices, modules, the disk  ->  switch to the disk
  *   disk:      mounts, loopback, eth0      ->  "tart-qemu: network up" on the console
- *              sshd (restarted if it ends) ->  virtio-serial ports, one process each
+ *              sshd (restarted if it ends) ->  "tart-qemu: ssh up", once it listens
+ *              virtio-serial ports, one process each
  *
  * A port carries frames: type (1 byte), length (4, big endian), payload. A host that connects sends N <nonce>
  * first and reads until it sees n <nonce>: what an earlier client left in the queue ends there.
@@ -41,6 +42,7 @@
 
 #define UID_ADMIN 1000
 #define GID_SUDO 27
+#define PORTS 5 /* as in agent.rs */
 #define FRAME_MAX (1 << 20)
 #define OUTPUT_CHUNK (32 << 10)
 
@@ -201,6 +203,34 @@ static pid_t start_sshd(void) {
   return spawn(argv);
 }
 
+/* Whether anybody listens on port 22, without a connection that sshd would have to serve. */
+static int sshd_listens(void) {
+  static char table[32768];
+  int found = 0;
+  const char *paths[] = {"/proc/net/tcp", "/proc/net/tcp6"};
+  for (int at = 0; at < 2; at++) {
+    int fd = open(paths[at], O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, table, sizeof table - 1);
+    if (fd >= 0) close(fd);
+    if (n <= 0) continue;
+    table[n] = 0;
+    found |= strstr(table, ":0016 00000000:0000 0A") || strstr(table, ":0016 00000000000000000000000000000000:0000 0A");
+  }
+  return found;
+}
+
+static void wait_for_sshd(void) {
+  for (int tries = 0; !sshd_listens() && tries < 6000; tries++) usleep(10000);
+}
+
+/* The host lets connections in from here on: one that comes too early is refused there, and costs nothing here. */
+static void report_sshd(void) {
+  if (fork()) return;
+  wait_for_sshd();
+  say("tart-qemu: ssh up\n");
+  _exit(0);
+}
+
 static void power_off(void) {
   kill(-1, SIGTERM);
   for (int tries = 0; tries < 100 && waitpid(-1, NULL, WNOHANG) >= 0; tries++) usleep(10000);
@@ -287,6 +317,7 @@ static int fresh_host_keys(void) {
   char *argv[] = {"/usr/local/sbin/fresh-host-keys", NULL};
   int status = -1;
   waitpid(spawn(argv), &status, 0);
+  if (!status) wait_for_sshd();
   return status;
 }
 
@@ -374,7 +405,6 @@ static void flush_input(struct session *s) {
 
 static int handle_frame(struct session *s, char type, unsigned char *payload, uint32_t length) {
   switch (type) {
-  case 'N': return send_frame(s->port, 'n', payload, length);
   case 'P': return send_frame(s->port, 'k', "", 0);
   case 'S': return set_clock_and_entropy(payload, length) ? -1 : send_frame(s->port, 'k', "", 0);
   case 'K': return fresh_host_keys() ? -1 : send_frame(s->port, 'k', "", 0);
@@ -456,11 +486,23 @@ static int turn(struct session *s) {
   return report_exit(s);
 }
 
+/* Skips what a dead client may have left, up to the greeting of the one that is there. */
+static int greet(int port) {
+  static const unsigned char greeting[] = {'N', 0, 0, 0, 16};
+  unsigned char window[5] = {0}, nonce[16];
+  while (memcmp(window, greeting, 5)) {
+    memmove(window, window + 1, 4);
+    if (read_port(port, window + 4, 1)) return -1;
+  }
+  return read_port(port, nonce, 16) || send_frame(port, 'n', nonce, 16);
+}
+
 static void serve_connection(int port) {
   static struct session s;
   memset(&s, 0, sizeof s);
   s.port = port;
   s.in = s.out = s.err = -1;
+  if (greet(port)) return;
   while (!turn(&s))
     ;
   if (s.child > 0) {
@@ -487,7 +529,8 @@ static void serve_port(const char *path) {
   for (;;) {
     struct pollfd poller = {port, POLLIN, 0};
     poll(&poller, 1, 0);
-    if (poller.revents & POLLHUP && !(poller.revents & POLLIN)) {
+    /* Without a host the port also reads as ready, and gives nothing. */
+    if (poller.revents & POLLHUP) {
       struct timespec limit = {5, 0};
       sigtimedwait(&io, NULL, &limit);
       continue;
@@ -502,7 +545,7 @@ static void start_ports(int module) {
   struct dirent **ports;
   int count = 0;
   insert_module_fd(module);
-  for (int tries = 0; tries < 500 && (count = scandir("/dev", &ports, is_port, alphasort)) <= 0; tries++) usleep(2000);
+  for (int tries = 0; tries < 500 && (count = scandir("/dev", &ports, is_port, alphasort)) < PORTS; tries++) usleep(2000);
   for (int number = 0; number < count; number++) {
     char path[32];
     snprintf(path, sizeof path, "/dev/%.20s", ports[number]->d_name);
@@ -535,6 +578,7 @@ int main(void) {
   network_up();
   say("tart-qemu: network up\n");
   pid_t sshd = start_sshd();
+  report_sshd();
   start_ports(console_module);
   write_file("/proc/sys/kernel/printk", "4");
   grow_disk();
@@ -549,7 +593,7 @@ int main(void) {
     if (number != SIGCHLD) power_off();
     for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
       if (pid == sshd) {
-        usleep(100000);
+        usleep(20000);
         sshd = start_sshd();
       }
   }

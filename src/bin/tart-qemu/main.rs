@@ -7,7 +7,8 @@
 //!
 //! Environment: `TART_HOME`; `TART_QEMU_REGISTRY` (a directory that stands for every registry), `TART_QEMU_ONLINE=1`
 //! (guests may reach the network), `TART_QEMU_ACCEL` (kvm, hvf or tcg), `TART_QEMU_HOST_DIR` (where the slots for
-//! macOS guests are counted; default: the home), `TART_QEMU_FAULTS` (see [`faults`]).
+//! macOS guests are counted; default: the home), `TART_QEMU_FRESH_HOST_KEYS=1` (a resumed guest makes a host key of its
+//! own), `TART_QEMU_FAULTS` (see [`faults`]).
 #![expect(
     clippy::disallowed_macros,
     clippy::disallowed_methods,

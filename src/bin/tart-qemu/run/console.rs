@@ -1,4 +1,4 @@
-//! The guest's serial console: searched for the line that says its network is up, and passed on if asked.
+//! The guest's serial console: searched for the lines in which its init reports, and passed on if asked.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,7 +11,16 @@ use nix::pty::openpty;
 use crate::args;
 use crate::error::{Failure, Outcome};
 
-const NETWORK_UP: &[u8] = b"tart-qemu: network up";
+/// What the guest's init says on its console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    NetworkUp,
+    SshUp,
+}
+
+const REPORTS: [(&[u8], Report); 2] =
+    [(b"tart-qemu: network up", Report::NetworkUp), (b"tart-qemu: ssh up", Report::SshUp)];
+const LINE_LIMIT: usize = 4096;
 
 /// Where the console goes besides its log: a new terminal for `--serial`, an existing one for `--serial-path`.
 pub fn outlet(args: &args::Run) -> Outcome<Option<File>> {
@@ -37,8 +46,8 @@ pub fn outlet(args: &args::Run) -> Outcome<Option<File>> {
     }
 }
 
-/// Reads until the guest ends; calls `network_up` once.
-pub fn follow(mut console: UnixStream, outlet: Option<File>, network_up: impl FnOnce() + Send + 'static) {
+/// Reads until the guest ends.
+pub fn follow(mut console: UnixStream, outlet: Option<File>, report: impl Fn(Report) + Send + 'static) {
     if let (Some(outlet), Ok(console)) =
         (outlet.as_ref().and_then(|file| file.try_clone().ok()), console.try_clone())
     {
@@ -46,25 +55,29 @@ pub fn follow(mut console: UnixStream, outlet: Option<File>, network_up: impl Fn
     }
     std::thread::spawn(move || {
         let mut outlet = outlet;
-        let mut tell = Some(network_up);
-        let mut tail: Vec<u8> = Vec::new();
+        let mut line = Vec::new();
         let mut bytes = [0; 4096];
         while let Ok(count @ 1..) = console.read(&mut bytes) {
             if let Some(outlet) = &mut outlet {
                 let _ = outlet.write_all(&bytes[..count]);
             }
-            if tell.is_none() {
-                continue;
+            for byte in &bytes[..count] {
+                match byte {
+                    b'\n' => {
+                        reports_in(&line).for_each(&report);
+                        line.clear();
+                    }
+                    byte if line.len() < LINE_LIMIT => line.push(*byte),
+                    _ => {}
+                }
             }
-            tail.extend_from_slice(&bytes[..count]);
-            if tail.windows(NETWORK_UP.len()).any(|window| window == NETWORK_UP)
-                && let Some(tell) = tell.take()
-            {
-                tell();
-            }
-            tail.drain(..tail.len().saturating_sub(NETWORK_UP.len()));
         }
     });
+}
+
+fn reports_in(line: &[u8]) -> impl Iterator<Item = Report> {
+    let said = |(text, _): &(&[u8], Report)| line.windows(text.len()).any(|window| window == *text);
+    REPORTS.into_iter().filter(said).map(|(_, report)| report).collect::<Vec<Report>>().into_iter()
 }
 
 fn pass_input(mut from: File, mut to: UnixStream) {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
@@ -63,8 +62,6 @@ pub fn shape(guest: &Guest<'_>, accel: Accel) -> String {
 pub struct Launch<'a> {
     pub guest: &'a Guest<'a>,
     pub accel: Accel,
-    /// Host address and ports that lead to the guest's sshd from the start.
-    pub forward: Option<(Ipv4Addr, &'a [u16])>,
     pub state: Option<File>,
     pub boot_delay_seconds: u64,
 }
@@ -208,12 +205,8 @@ fn extra_disk(number: usize, text: &str) -> Outcome<Vec<String>> {
 
 fn network(launch: &Launch<'_>) -> Vec<String> {
     let online = std::env::var_os("TART_QEMU_ONLINE").is_some_and(|value| value == "1");
-    let mut backend = format!("user,id=n0,restrict={}", if online { "off" } else { "on" });
-    if let Some((ip, ports)) = launch.forward {
-        for port in ports {
-            backend += &format!(",hostfwd=tcp:{ip}:{port}-:22");
-        }
-    }
+    // Ports are opened later, when somebody listens behind them.
+    let backend = format!("user,id=n0,restrict={}", if online { "off" } else { "on" });
     vec![
         "-netdev".to_owned(),
         backend,

@@ -1,15 +1,14 @@
 //! The life of one guest: bring it up, wait for what happens, take it down.
 //!
 //! ```text
-//!            +-- state.vzvmsave? -- restore -- cont -- clock, entropy -- ports --+
-//! address, --+                                                                   +--> Up --> event
-//! slot       +-- boot -- "network up" on the console -- lease -------------------+
+//!            +-- state.vzvmsave? -- restore -- cont -- clock, entropy --+
+//! address, --+                                                          +--> Up: lease, then ports --> event
+//! slot       +-- boot -- "network up", "ssh up" on the console ---------+
 //!
 //! Up: SIGINT -> quit    SIGUSR1 -> save, quit    SIGUSR2 -> ask the guest    QEMU ends -> exit 0
 //! ```
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Child;
 use std::sync::mpsc::{Receiver, Sender};
@@ -19,9 +18,10 @@ use serde_json::{Value, json};
 
 use super::accel::{self, Accel};
 use super::address::{self, Address};
+use super::console::{self, Report};
 use super::signals::Request;
 use super::slots::{self, Slot};
-use super::{console, machine, others_running, saved};
+use super::{machine, others_running, saved};
 use crate::agent::{Agent, PORTS, socket_name};
 use crate::args;
 use crate::config::{Os, VmConfig};
@@ -37,6 +37,7 @@ const CRASH: &str = "Error Domain=VZErrorDomain Code=1 \"Internal Virtualization
     machine stopped unexpectedly.}";
 const QEMU_STARTS_WITHIN: Duration = Duration::from_secs(60);
 const QEMU_QUITS_WITHIN: Duration = Duration::from_secs(5);
+const AGENT_ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 const SAVED_WITHIN: Duration = Duration::from_secs(600);
 
 pub struct Guest<'a> {
@@ -55,8 +56,8 @@ impl Guest<'_> {
 
 pub enum Event {
     Requested(Request),
-    /// The guest's network answers, after a boot or a resume.
-    NetworkUp,
+    /// What the guest said on its console.
+    Reported(Report),
     /// QEMU's reason for a shutdown.
     Shutdown(String),
     Panicked,
@@ -111,15 +112,11 @@ pub fn supervise(guest: &Guest<'_>, sender: Sender<Event>, events: &Receiver<Eve
             super::cpus(guest.config)
         );
     }
-    let machine = if resume {
-        restore(guest, accel, &address, &sender)?
-    } else {
-        boot(guest, accel, &address, &sender)?
-    };
+    let machine = if resume { restore(guest, accel, &sender)? } else { boot(guest, accel, &sender)? };
     if let (Some(slot), Some(_)) = (&slot, guest.fault(Kind::LeakSlot)) {
         slot.leak();
     }
-    Up { guest, machine, accel, ip: address.ip, sender }.wait(events)
+    Up { guest, machine, accel, address, sender }.wait(events)
 }
 
 fn describe(accel: Accel) -> &'static str {
@@ -157,8 +154,8 @@ fn start(guest: &Guest<'_>, launch: machine::Launch<'_>, sender: &Sender<Event>)
         remove_sockets();
         failure
     })?;
-    let network = sender.clone();
-    console::follow(serial, outlet, move || drop(network.send(Event::NetworkUp)));
+    let reports = sender.clone();
+    console::follow(serial, outlet, move |report| drop(reports.send(Event::Reported(report))));
     let events = sender.clone();
     let qmp = Qmp::start(monitor, move |event| drop(events.send(translate(event.as_ref()))));
     match qmp {
@@ -204,44 +201,47 @@ fn translate(event: Option<&Value>) -> Event {
     }
 }
 
-fn boot(guest: &Guest<'_>, accel: Accel, address: &Address, sender: &Sender<Event>) -> Outcome<Machine> {
+fn boot(guest: &Guest<'_>, accel: Accel, sender: &Sender<Event>) -> Outcome<Machine> {
     let delay = guest.fault(Kind::SlowBoot).map_or(0.0, |fault| fault.seconds);
-    let launch = machine::Launch {
-        guest,
-        accel,
-        forward: Some((address.ip, &address.ports)),
-        state: None,
-        boot_delay_seconds: delay.ceil() as u64,
-    };
+    let launch = machine::Launch { guest, accel, state: None, boot_delay_seconds: delay.ceil() as u64 };
     start(guest, launch, sender)
 }
 
-fn restore(guest: &Guest<'_>, accel: Accel, address: &Address, sender: &Sender<Event>) -> Outcome<Machine> {
+fn restore(guest: &Guest<'_>, accel: Accel, sender: &Sender<Event>) -> Outcome<Machine> {
     let path = guest.vm.saved_state();
     let state = saved::open(&path, &machine::shape(guest, accel)).map_err(broken("saved state"))?;
     let Some(state) = state.filter(|_| guest.fault(Kind::RefuseRestore).is_none()) else {
         return Err(Failure::RestoreRefused);
     };
-    // Nobody gets in before the guest has its own clock and entropy: the ports are opened last.
-    let launch = machine::Launch { guest, accel, forward: None, state: Some(state), boot_delay_seconds: 0 };
+    let launch = machine::Launch { guest, accel, state: Some(state), boot_delay_seconds: 0 };
     let mut machine = start(guest, launch, sender)?;
     load(&mut machine.qmp).map_err(|_| Failure::RestoreRefused)?;
     guest.vm.forget_saved_state();
     println!("resuming VM...");
     machine.qmp.call("cont", json!({})).map_err(broken("resume"))?;
+<<<<<<< HEAD
     if let Err(error) =
         Agent::connect(0..1, Duration::from_secs(10)).and_then(|mut agent| agent.synchronise())
     {
+=======
+    if let Err(error) = Agent::connect(0..1, AGENT_ANSWERS_WITHIN).and_then(|mut agent| freshen(&mut agent)) {
+>>>>>>> tart-qemu
         eprintln!(
             "tart-qemu: the guest's agent does not answer ({error}): its clock and entropy are those of the snapshot"
         );
     }
-    for port in &address.ports {
-        let line = format!("hostfwd_add n0 tcp:{}:{port}-:22", address.ip);
-        machine.qmp.human(&line).map_err(broken("network"))?;
-    }
-    let _ = sender.send(Event::NetworkUp);
+    let _ = sender.send(Event::Reported(Report::NetworkUp));
+    let _ = sender.send(Event::Reported(Report::SshUp));
     Ok(machine)
+}
+
+/// Host keys cost a second of emulated computing, hence only where they are wanted.
+fn freshen(agent: &mut Agent) -> io::Result<()> {
+    agent.synchronise()?;
+    match std::env::var_os("TART_QEMU_FRESH_HOST_KEYS").is_some_and(|value| value == "1") {
+        true => agent.fresh_host_keys(),
+        false => Ok(()),
+    }
 }
 
 /// Waits until QEMU has read the state; it was paused when it was saved, so it stays paused.
@@ -260,7 +260,7 @@ struct Up<'a> {
     guest: &'a Guest<'a>,
     machine: Machine,
     accel: Accel,
-    ip: Ipv4Addr,
+    address: Address,
     sender: Sender<Event>,
 }
 
@@ -269,7 +269,8 @@ impl Up<'_> {
         let mut powered_off = false;
         while let Ok(event) = events.recv() {
             match event {
-                Event::NetworkUp => self.network_up()?,
+                Event::Reported(Report::NetworkUp) => self.network_up()?,
+                Event::Reported(Report::SshUp) => self.open_ports()?,
                 Event::Requested(Request::Interrupt) => {
                     println!("Stopping VM...");
                     self.quit();
@@ -295,10 +296,29 @@ impl Up<'_> {
 
     fn network_up(&self) -> Outcome {
         if self.guest.fault(Kind::NoIp).is_none() {
-            leases::grant(self.guest.home, self.guest.vm.name(), &self.guest.config.mac_address, self.ip)?;
+            leases::grant(
+                self.guest.home,
+                self.guest.vm.name(),
+                &self.guest.config.mac_address,
+                self.address.ip,
+            )?;
         }
         self.schedule(Kind::Crash, || Event::Crash);
         self.schedule(Kind::Freeze, || Event::Freeze);
+        Ok(())
+    }
+
+    /// Only now: QEMU would accept any connection and let it hang, and each would cost the booting guest time. And
+    /// nobody gets into a resumed guest before it has a clock and entropy of its own.
+    fn open_ports(&mut self) -> Outcome {
+        for port in std::mem::take(&mut self.address.ports) {
+            let line = format!("hostfwd_add n0 tcp:{}:{port}-:22", self.address.ip);
+            match self.machine.qmp.human(&line) {
+                Err(error) if port == address::SSH_PORT => return Err(broken("network")(error)),
+                Err(error) => eprintln!("tart-qemu: port {port}: {error}"),
+                Ok(()) => {}
+            }
+        }
         Ok(())
     }
 
