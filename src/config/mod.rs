@@ -231,3 +231,6 @@ pub struct Log {
     /// One JSON object a line instead of text.
     pub json: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -123,7 +123,7 @@ pub fn upload_name(text: &str) -> Result<(), Refusal> {
 pub fn folder(written: &str, folders: &Folders) -> Result<PathBuf, Refusal> {
     plain(written)?;
     if !written.starts_with(['/', '~']) {
-        return Err(Refusal::usual().hint(format!("as {}", folders.home.join(written).display())));
+        return Err(Refusal::usual().hint(format!("as \"{}\"", folders.home.join(written).display())));
     }
     folders.path(written)
 }

@@ -429,16 +429,32 @@ impl Section<'_> {
         self.optional(name, allowed, |found| text(found, check), |s| s.as_str().into())
     }
 
-    /// A list of texts that `check` accepts, each.
+    /// A list of texts that `check` accepts, each; every one that it does not accept is told. Absent, it is empty.
     pub fn list(
         &mut self,
         name: &'static str,
-        allowed: &str,
+        each: &str,
         check: impl Fn(&str) -> Result<(), Refusal>,
     ) -> Option<Vec<String>> {
-        let read = |found: &Found| list(found, allowed, check);
-        let write = |items: &Vec<String>| items.clone().into();
-        self.optional(name, allowed, read, write).map(Option::unwrap_or_default)
+        let allowed = format!("a list, each element {each}");
+        let mut place = None;
+        let read = |found: &Found| {
+            place = Some((found.key.clone(), found.inherited));
+            list(found)
+        };
+        let items = self.optional(name, &allowed, read, |items| items.clone().into())?.unwrap_or_default();
+        let Some((key, inherited)) = place else { return Some(items) };
+        let mut right = true;
+        for (n, item) in items.iter().enumerate() {
+            let Err(refusal) = check(item) else { continue };
+            right = false;
+            if !inherited {
+                let key = format!("{key}[{n}]");
+                let origin = self.walk.origins.of(&key);
+                self.walk.note(refusal.mistake(&origin, &key, item, each));
+            }
+        }
+        right.then_some(items)
     }
 
     /// One of a few words.
@@ -473,21 +489,21 @@ impl Section<'_> {
     /// A table within it. One that is absent is empty.
     pub fn table(&mut self, name: &'static str) -> Section<'_> {
         let path = self.key(name);
-        let (table, not_a_table) = self.raw_table(name);
+        let (table, not_a_table) = self.raw_table(name, &format!("[{path}]"));
         let mut section = self.walk.section(path, table.unwrap_or_default());
         section.forgiving = not_a_table;
         section
     }
 
     /// A table within it as it stands, its own before the base's, and whether something else is there.
-    pub fn raw_table(&mut self, name: &'static str) -> (Option<Table>, bool) {
+    pub fn raw_table(&mut self, name: &'static str, example: &str) -> (Option<Table>, bool) {
         let Some(found) = self.find(name) else { return (None, false) };
         let shown = found.shown();
         if let ValueKind::Table(table) = found.kind {
             return (Some(table), false);
         }
         if !found.inherited {
-            let text = format!("found {shown}, allowed is a table, as [{}]", found.key);
+            let text = format!("found {shown}, allowed is a table, as {example}");
             self.walk.wrong_at(&found.origin, &found.key, Refusal::says(text));
         }
         (None, true)
@@ -588,8 +604,9 @@ fn size(found: &Found, bound: &Bound, step: u64) -> Result<ByteSize, Refusal> {
         return Err(Refusal::usual());
     }
     if !size.0.is_multiple_of(step) {
-        let above = ByteSize(size.0.next_multiple_of(step));
-        let text = format!("found \"{text}\", allowed are whole multiples of {}", ByteSize(step));
+        let unit = ByteSize(step).to_string();
+        let text = format!("found \"{text}\", allowed are whole multiples of {unit}");
+        let above = format!("{}{}", size.0.div_ceil(step), unit.trim_start_matches('1'));
         return Err(Refusal::says(text).hint(format!("the next larger one is \"{above}\"")));
     }
     Ok(size)
@@ -618,26 +635,13 @@ fn text(found: &Found, check: impl FnOnce(&str) -> Result<(), Refusal>) -> Resul
     Ok(text.to_owned())
 }
 
-fn list(
-    found: &Found,
-    allowed: &str,
-    check: impl Fn(&str) -> Result<(), Refusal>,
-) -> Result<Vec<String>, Refusal> {
+fn list(found: &Found) -> Result<Vec<String>, Refusal> {
     let Some(items) = found.list() else {
         let hint = |text| format!("write a list: [{}]", shown_text(text));
         return Err(found.text().map_or_else(Refusal::usual, |text| Refusal::usual().hint(hint(text))));
     };
     if items.len() > LIST_MAX {
         return Err(Refusal::says(format!("found {} elements, allowed are {LIST_MAX} at most", items.len())));
-    }
-    for item in &items {
-        let usual = |mut r: Refusal| {
-            r.text = r
-                .text
-                .or_else(|| Some(format!("found {} in the list, allowed is {allowed}", shown_text(item))));
-            r
-        };
-        check(item).map_err(usual)?;
     }
     Ok(items)
 }
