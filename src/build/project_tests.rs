@@ -100,22 +100,22 @@ fn every_mistake_of_a_project_is_told_at_once() {
     assert_eq!(
         ProjectFile::parse(text).expect_err("mistakes").to_string(),
         "\
+.preheat.toml:projct: unknown key, allowed are project, pool, steps, env, secrets, artifacts, timeout, retries, include_git (line 1)
+    hint: did you mean `project`?
 .preheat.toml:pool: found \"Linux\", allowed is the name of a pool (line 2)
+.preheat.toml:timeout: found 90, allowed is a duration from 100ms to 30days (a build needs some time, and must not hold a VM for ever) (line 3)
+    hint: a duration carries its unit: \"90s\"
+.preheat.toml:retries: found 11, allowed is a whole number from 0 to 10 (what fails that often will fail again) (line 4)
 .preheat.toml:steps[0]: found \"\", allowed is a shell command (line 5)
 .preheat.toml:steps[1].dir: found \"../x\", allowed is a folder in the source, relative and without `..` (line 5)
 .preheat.toml:steps[2].command: is missing, and must be a shell command (line 5)
 .preheat.toml:steps[3]: allowed is a command, or a table with `command` (line 5)
-.preheat.toml:env.2X: found \"2X\", allowed is a name of letters, digits and `_`, not beginning with a digit (line 9)
-.preheat.toml:env.L: allowed is a text, a whole number, true or false (line 11)
-.preheat.toml:secrets[0]: found \"A-B\", allowed is a name of letters, digits and `_`, not beginning with a digit (line 7)
 .preheat.toml:artifacts[0]: found \"/etc/*\", allowed is a glob relative to the source, without `..` (line 6)
 .preheat.toml:artifacts[1]: found \"a/../b\", allowed is a glob relative to the source, without `..` (line 6)
 .preheat.toml:artifacts[2]: found \"a[\", which is no glob: unclosed character class; missing ']' (line 6)
-.preheat.toml:timeout: found 90, allowed is a duration from 100ms to 30days (a build needs some time, and must not hold a VM for ever) (line 3)
-    hint: a duration carries its unit: \"90s\"
-.preheat.toml:retries: found 11, allowed is a whole number from 0 to 10 (what fails that often will fail again) (line 4)
-.preheat.toml:projct: unknown key, allowed are project, pool, steps, env, secrets, artifacts, timeout, retries, include_git (line 1)
-    hint: did you mean `project`?"
+.preheat.toml:secrets[0]: found \"A-B\", allowed is a name of letters, digits and `_`, not beginning with a digit (line 7)
+.preheat.toml:env.2X: found \"2X\", allowed is a name of letters, digits and `_`, not beginning with a digit (line 9)
+.preheat.toml:env.L: allowed is a text, a whole number, true or false (line 11)"
     );
 }
 

@@ -159,7 +159,7 @@ pub fn parse(text: &str, path: &Path, role: Role) -> Result<Layer, Mistakes> {
         Reading { lines, path: path.into(), role, layer: Layer::default(), mistakes: Vec::new() };
     let table = reading.table("", document.into_inner());
     if !reading.mistakes.is_empty() {
-        return Err(Mistakes(reading.mistakes));
+        return Err(Mistakes(reading.mistakes).sorted());
     }
     Ok(Layer { table, origins: reading.layer.origins })
 }

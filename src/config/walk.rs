@@ -231,12 +231,14 @@ impl Walk {
     pub fn end<T>(self, value: Option<T>) -> Result<(T, Findings), Mistakes> {
         let Self { mut mistakes, warnings, settings, .. } = self;
         match value {
-            Some(value) if mistakes.is_empty() => Ok((value, Findings { warnings, settings })),
+            Some(value) if mistakes.is_empty() => {
+                Ok((value, Findings { warnings: Mistakes(warnings).sorted().0, settings }))
+            }
             Some(_) | None => {
                 if mistakes.is_empty() {
                     mistakes.push(Mistake::of("configuration", "is not complete"));
                 }
-                Err(Mistakes(mistakes))
+                Err(Mistakes(mistakes).sorted())
             }
         }
     }

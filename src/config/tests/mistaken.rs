@@ -16,14 +16,14 @@ fn every_mistake_of_a_section_is_told_at_once() {
         &[
             "F:host.vms: found 0, allowed is a whole number from 1 to 512 \
              (without a VM nothing is built, and no host runs more) (line 2)",
+            "F:host.macos_gests: unknown key, allowed are vms, macos_guests, cores, memory, disk_free_min, \
+             builds_max (line 3)",
+            "hint: did you mean `macos_guests`?",
             "F:host.cores: found \"all\", allowed is a whole number from 1 to 1024 (no host has more), \
              or \"unlimited\" (line 4)",
             "F:host.memory: found 8, allowed is a size from 256 MiB to 16 TiB \
              (with less no VM boots, and no host has more), or \"unlimited\" (line 5)",
             "hint: a size carries its unit: \"8 GiB\"",
-            "F:host.macos_gests: unknown key, allowed are vms, macos_guests, cores, memory, disk_free_min, \
-             builds_max (line 3)",
-            "hint: did you mean `macos_guests`?",
         ],
     );
 }
@@ -70,9 +70,6 @@ fn units_and_quotes_are_explained() {
             "{LINUX}memory = \"8 GB\"\ndisk = \"50 GiB\"\nboot_timeout = 90\nmax_age = \"1y\"\ncpu = \"4\"\n"
         ),
         &[
-            "F:pool.linux.cpu: found \"4\", allowed is a whole number from 1 to 256 \
-             (a VM needs a core, and no host has more to give), or \"image\" (line 7)",
-            "hint: write it without quotes",
             "F:pool.linux.memory: found \"8 GB\", allowed are whole multiples of 1 MiB (line 3)",
             "hint: the next larger one is \"7630 MiB\"",
             "F:pool.linux.disk: found \"50 GiB\", allowed are whole multiples of 1 GB (line 4)",
@@ -82,6 +79,9 @@ fn units_and_quotes_are_explained() {
             "hint: a duration carries its unit: \"90s\"",
             "F:pool.linux.max_age: found \"1y\", allowed is a duration from 1s to 30days \
              (a VM is used up when it is replaced, and clocks and leases go stale) (line 6)",
+            "F:pool.linux.cpu: found \"4\", allowed is a whole number from 1 to 256 \
+             (a VM needs a core, and no host has more to give), or \"image\" (line 7)",
+            "hint: write it without quotes",
         ],
     );
 }
@@ -246,9 +246,9 @@ fn wrong_types_are_named() {
     says(
         "[log]\njson = \"true\"\nfilter = []\n",
         &[
-            "F:log.filter: found an empty list, allowed is a level, or levels by module (line 3)",
             "F:log.json: found \"true\", allowed is true or false (line 2)",
             "hint: write it without quotes",
+            "F:log.filter: found an empty list, allowed is a level, or levels by module (line 3)",
         ],
     );
 }
@@ -269,9 +269,9 @@ fn a_mistake_in_the_environment_names_the_variable() {
     let wrong = Installation::new().var("PREHEAT__HOST__VMS", "many").var("PREHEAT__FOO", "1");
     assert_eq!(
         wrong.mistakes(),
-        "PREHEAT__HOST__VMS:host.vms: found \"many\", allowed is a whole number from 1 to 512 \
-         (without a VM nothing is built, and no host runs more)\n\
-         PREHEAT__FOO:foo: unknown key, allowed are host, runtime, api, builds, log, pool_defaults, pool, upload"
+        "PREHEAT__FOO:foo: unknown key, allowed are host, runtime, api, builds, log, pool_defaults, pool, upload\n\
+         PREHEAT__HOST__VMS:host.vms: found \"many\", allowed is a whole number from 1 to 512 \
+         (without a VM nothing is built, and no host runs more)"
     );
     let twice =
         Installation::new().var("PREHEAT__HOST__VMS", "1").var("PREHEAT__HOST", "1").var("PREHEAT__A__", "1");
@@ -312,17 +312,17 @@ fn what_is_surely_not_meant_is_warned_of() {
                 [pool.b]\nimage = \"b\"\nwarm = 2\nmax_age = \"1m\"\n";
     let said = Installation::new().file("preheat.toml", text).warnings().replace("$H/preheat.toml", "F");
     let expected = "\
-F:host.macos_guests: is more than two, and macOS refuses to start a third guest unless its quota was raised (line 3)
-F:pool.a.max: is 5, and `host.vms` is 3 (in F:2): so many never run at once (line 9)
-F:pool.a.probe_timeout: is longer than `probe_interval`: a slow VM is always being probed (line 12)
-F:pool.a.image: begins like the names of our VMs, and will be reported as a malformed one (line 7)
-    hint: rename the image: `tart rename`
-F:pool.b.max_age: is no longer than `boot_timeout`: a VM may be too old when it is ready (line 16)
 F:host.vms: is 3, and the pools keep 4 VMs warm: they can never be warm at once (line 2)
     hint: raise `host.vms`, or lower `warm` of a pool
+F:host.macos_guests: is more than two, and macOS refuses to start a third guest unless its quota was raised (line 3)
 F:host.cores: is 4, and the warm VMs of all pools have 8 cores: they can never be warm at once (line 4)
     hint: raise `host.cores`, or lower `warm` of a pool
 F:host.memory: is 4 GiB, and the warm VMs of all pools have 6 GiB: they can never be warm at once (line 5)
-    hint: raise `host.memory`, or lower `warm` of a pool";
+    hint: raise `host.memory`, or lower `warm` of a pool
+F:pool.a.image: begins like the names of our VMs, and will be reported as a malformed one (line 7)
+    hint: rename the image: `tart rename`
+F:pool.a.max: is 5, and `host.vms` is 3 (in F:2): so many never run at once (line 9)
+F:pool.a.probe_timeout: is longer than `probe_interval`: a slow VM is always being probed (line 12)
+F:pool.b.max_age: is no longer than `boot_timeout`: a VM may be too old when it is ready (line 16)";
     assert_eq!(said, expected);
 }
