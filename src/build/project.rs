@@ -22,9 +22,10 @@ use secrecy::SecretString;
 
 use super::spec::{BuildSpec, Step};
 use crate::api::wire::{StepSpec, SubmitSpec};
+use crate::config::found::{Refusal, count, plain, shown_text, variable_text, within};
 use crate::config::limits as bound;
 use crate::config::mistake::{Mistake, Mistakes, Origin};
-use crate::config::walk::{Refusal, Section, Walk, count, plain, shown_text, variable_text, within};
+use crate::config::walk::{Section, Walk};
 use crate::config::{Builds, Pool, file, rules};
 use crate::ids::PoolName;
 

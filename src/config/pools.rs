@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use config::ValueKind;
 
 use super::file::Table;
+use super::found::Refusal;
 use super::limits as bound;
 use super::rules::{self, Folders, from_where};
 use super::validate::{NONE, path};
-use super::walk::{Refusal, Section, Walk};
+use super::walk::{Section, Walk};
 use super::{ByteSize, Config, Host, Network, Pool, Resolver};
 use crate::ids::PoolName;
 use crate::runtime::vm_name::{Parsed, VmName};

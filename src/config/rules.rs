@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
+use super::found::{Refusal, plain, shown_text};
 use super::limits;
 use super::mistake::Origin;
-use super::walk::{Refusal, plain, shown_text};
 use crate::runtime::vm_name::{Parsed, VmName};
 
 /// What a path is relative to.

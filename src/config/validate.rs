@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use config::ValueKind;
 
 use super::file::{Merged, Table};
+use super::found::{Refusal, plain, shown_text};
 use super::limits as bound;
 use super::mistake::Mistakes;
 use super::rules::{self, Folders};
-use super::walk::{Findings, Refusal, Section, Walk, plain, shown_text};
+use super::walk::{Findings, Section, Walk};
 use super::{Api, Builds, Config, Home, Host, Log, RuntimeConfig, Upload, UploadSink, VerbDeadlines, pools};
 
 /// The word for "no file" and "no script".
