@@ -22,9 +22,10 @@ use secrecy::SecretString;
 
 use super::spec::{BuildSpec, Step};
 use crate::api::wire::{StepSpec, SubmitSpec};
+use crate::config::found::{Refusal, count, plain, shown_text, variable_text, within};
 use crate::config::limits as bound;
 use crate::config::mistake::{Mistake, Mistakes, Origin};
-use crate::config::walk::{Refusal, Section, Walk, count, plain, shown_text, variable_text, within};
+use crate::config::walk::{Section, Walk};
 use crate::config::{Builds, Pool, file, rules};
 use crate::ids::PoolName;
 
@@ -325,8 +326,12 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
         if let Some(step_name) = &step.name {
             check(key("name"), step_name, NAME, name(step_name, bound::STEP_NAME_BYTES_MAX));
             let new = names.insert(step_name);
-            let again =
-                || Refusal::says(format!("found {}, which an earlier step has", shown_text(step_name)));
+            let again = || {
+                Refusal::says(format!(
+                    "found {}, which an earlier step has; names must differ",
+                    shown_text(step_name)
+                ))
+            };
             check(key("name"), step_name, NAME, if new { Ok(()) } else { Err(again()) });
         }
         check(key("command"), &step.command, COMMAND, command(&step.command));
@@ -334,8 +339,11 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
         check(key("dir"), folder, DIR, dir(folder));
         check(key("timeout"), "", "", in_time(step.timeout));
     }
-    for (name, value) in request.env.iter().chain(&request.secrets) {
-        check(format!("env.{name}"), name, VARIABLE, variable_name(name).and(variable_value(value)));
+    for (section, variables) in [("env", &request.env), ("secrets", &request.secrets)] {
+        for (name, value) in variables {
+            let key = format!("{section}.{}", name.escape_debug());
+            check(key, name, VARIABLE, variable_name(name).and(variable_value(value)));
+        }
     }
     for (n, pattern) in request.artifacts.iter().enumerate() {
         check(format!("artifacts[{n}]"), pattern, GLOB, glob(pattern));

@@ -1,1 +1,247 @@
-//! Tests.
+//! What a project's file may say, and what becomes of it with a request.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::ByteSize;
+use crate::config::Network;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn defaults() -> Builds {
+    Builds {
+        timeout: 240 * MINUTE,
+        step_timeout: 60 * MINUTE,
+        retries: 2,
+        kill_grace: MINUTE,
+        log_max: ByteSize(1 << 20),
+        artifacts_max: ByteSize(1 << 20),
+        keep: 10,
+    }
+}
+
+fn pools(names: &[&str]) -> BTreeMap<PoolName, Pool> {
+    let pool = Pool {
+        image: "x".into(),
+        warm: 1,
+        max: 1,
+        cpu: None,
+        memory: None,
+        disk: None,
+        user: "admin".into(),
+        key: "/k".into(),
+        port: 22,
+        network: Network::Nat,
+        boot_timeout: MINUTE,
+        probe_timeout: MINUTE,
+        probe_interval: MINUTE,
+        warmup: None,
+        warmup_timeout: MINUTE,
+        max_age: MINUTE,
+        run_args: Vec::new(),
+    };
+    names.iter().map(|name| (name.parse().expect("a name"), pool.clone())).collect()
+}
+
+fn file(text: &str) -> Option<ProjectFile> {
+    Some(ProjectFile::parse(text).unwrap_or_else(|e| panic!("{e}")))
+}
+
+fn request(json: &str) -> SubmitSpec {
+    serde_json::from_str(json).expect("a request")
+}
+
+fn merged(text: &str, json: &str) -> BuildSpec {
+    let merged = merge(file(text), &request(json), &defaults(), &pools(&["linux"]), "folder");
+    merged.unwrap_or_else(|e| panic!("{e}")).0
+}
+
+fn refused(text: &str, json: &str) -> String {
+    merge(file(text), &request(json), &defaults(), &pools(&["linux"]), "folder")
+        .expect_err("a mistake")
+        .to_string()
+}
+
+#[test]
+fn the_example_in_the_documentation_is_a_project() {
+    let head = include_str!("project.rs").lines().take_while(|line| line.starts_with("//!"));
+    let inside =
+        head.skip_while(|line| !line.contains("```toml")).skip(1).take_while(|line| !line.contains("```"));
+    let text: String = inside.map(|line| format!("{}\n", line.trim_start_matches("//!").trim())).collect();
+    let project = file(&text).expect("a project");
+    let step = |name: Option<&str>, command: &str| StepSpec {
+        name: name.map(Into::into),
+        command: command.into(),
+        ..Default::default()
+    };
+    let archive =
+        StepSpec { dir: Some("ios".into()), timeout: Some(40 * MINUTE), ..step(Some("archive"), "make ipa") };
+    assert_eq!(
+        project,
+        ProjectFile {
+            project: Some("app".into()),
+            pool: Some("xcode-26".into()),
+            steps: vec![step(None, "npm ci"), archive],
+            env: BTreeMap::from([("CI".into(), "true".into())]),
+            secrets: vec!["MATCH_PASSWORD".into()],
+            artifacts: vec!["build/**/*.ipa".into()],
+            timeout: Some(60 * MINUTE),
+            retries: Some(1),
+            include_git: false,
+        }
+    );
+}
+
+#[test]
+fn every_mistake_of_a_project_is_told_at_once() {
+    let text = "projct = \"a\"\npool = \"Linux\"\ntimeout = 90\nretries = 11\n\
+        steps = [\"\", { command = \"make\", dir = \"../x\" }, { name = \"b\" }, 3]\n\
+        artifacts = [\"/etc/*\", \"a/../b\", \"a[\"]\nsecrets = [\"A-B\"]\n[env]\n2X = \"1\"\nJOBS = 4\nL = []\n";
+    assert_eq!(
+        ProjectFile::parse(text).expect_err("mistakes").to_string(),
+        "\
+.preheat.toml:projct: unknown key, allowed are project, pool, steps, env, secrets, artifacts, timeout, retries, include_git (line 1)
+    hint: did you mean `project`?
+.preheat.toml:pool: found \"Linux\", allowed is the name of a pool (line 2)
+.preheat.toml:timeout: found 90, allowed is a duration from 100ms to 30days (a build needs some time, and must not hold a VM for ever) (line 3)
+    hint: a duration carries its unit: \"90s\"
+.preheat.toml:retries: found 11, allowed is a whole number from 0 to 10 (what fails that often will fail again) (line 4)
+.preheat.toml:steps[0]: found \"\", allowed is a shell command (line 5)
+.preheat.toml:steps[1].dir: found \"../x\", allowed is a folder in the source, relative and without `..` (line 5)
+.preheat.toml:steps[2].command: is missing, and must be a shell command (line 5)
+.preheat.toml:steps[3]: allowed is a command, or a table with `command` (line 5)
+.preheat.toml:artifacts[0]: found \"/etc/*\", allowed is a glob relative to the source, without `..` (line 6)
+.preheat.toml:artifacts[1]: found \"a/../b\", allowed is a glob relative to the source, without `..` (line 6)
+.preheat.toml:artifacts[2]: found \"a[\", which is no glob: unclosed character class; missing ']' (line 6)
+.preheat.toml:secrets[0]: found \"A-B\", allowed is a name of letters, digits and `_`, not beginning with a digit (line 7)
+.preheat.toml:env.2X: found \"2X\", allowed is a name of letters, digits and `_`, not beginning with a digit (line 9)
+.preheat.toml:env.L: allowed is a text, a whole number, true or false (line 11)"
+    );
+}
+
+#[test]
+fn the_request_wins_over_the_project_and_the_project_over_the_defaults() {
+    let text = "project = \"app\"\nsteps = [\"make\"]\nartifacts = [\"a\"]\ntimeout = \"30m\"\nenv = { A = 1, B = true }\n";
+    let spec = merged(text, "{}");
+    assert_eq!((spec.project.as_str(), spec.pool.as_str(), spec.retries), ("app", "linux", 2));
+    assert_eq!((spec.timeout, spec.steps[0].timeout), (30 * MINUTE, 30 * MINUTE));
+    let json = r#"{"project":"mine","steps":[{"command":"test","timeout":"1m"}],"artifacts":["b"],"timeout":"2h",
+                   "retries":0,"env":{"A":"2","C":"3"}}"#;
+    let spec = merged(text, json);
+    assert_eq!((spec.project.as_str(), spec.retries, spec.timeout), ("mine", 0, 120 * MINUTE));
+    assert_eq!(
+        (spec.steps.len(), spec.steps[0].command.as_str(), spec.steps[0].timeout),
+        (1, "test", MINUTE)
+    );
+    assert_eq!(spec.artifacts, ["b"]);
+    let env: Vec<_> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    assert_eq!(env, ["A=2", "B=true", "C=3"]);
+    assert_eq!(merged("steps = [\"make\"]", "{}").project, "folder");
+}
+
+#[test]
+fn a_step_without_a_name_is_called_by_its_command() {
+    let text = "steps = [\"npm ci\", \"npm ci\", \"#!/bin/sh\\nset -e\\n  make   all\", \
+                \"xcodebuild -workspace App.xcworkspace -scheme App archive\", { name = \"npm ci\", command = \"x\" }]";
+    let names: Vec<String> = merged(text, "{}").steps.into_iter().map(|s| s.name).collect();
+    assert_eq!(
+        names,
+        ["npm ci (2)", "npm ci (3)", "make all", "xcodebuild -workspace App.xcworkspace -s..", "npm ci"]
+    );
+}
+
+#[test]
+fn the_only_pool_is_taken_and_an_unknown_one_is_its_own_refusal() {
+    let make = "steps = [\"make\"]";
+    let unknown = merge(file(make), &request(r#"{"pool":"x"}"#), &defaults(), &pools(&["a", "b"]), "f");
+    let known = "`a`, `b`".to_owned();
+    assert_eq!(unknown.expect_err("unknown"), Incomplete::PoolUnknown { pool: "x".into(), known });
+    let several = merge(file(make), &request("{}"), &defaults(), &pools(&["a", "b"]), "f");
+    assert_eq!(
+        several.expect_err("several").to_string(),
+        "request:pool: none is named, and there is more than one: `a`, `b`\n    \
+         hint: --pool NAME, or pool = \"NAME\" in .preheat.toml"
+    );
+    let none = merge(file(make), &request("{}"), &defaults(), &pools(&[]), "f");
+    assert_eq!(
+        none.expect_err("none").to_string(),
+        "request:pool: there is none: the daemon has no pool\n    \
+         hint: add a section [pool.<name>] to the daemon's preheat.toml"
+    );
+}
+
+#[test]
+fn every_mistake_of_a_request_is_told_at_once() {
+    let json = r#"{"steps":[{"command":" ","dir":"/x","timeout":"31days","name":"a"},{"command":"x","name":"a"}],
+                   "env":{"A B":"1"},"artifacts":["../x"],"retries":11,"secrets":{"T":""}}"#;
+    assert_eq!(
+        refused("secrets = [\"KEY\", \"E\"]\nenv = { E = \"1\" }", json),
+        "\
+request:steps[0].command: found \" \", allowed is a shell command
+request:steps[0].dir: found \"/x\", allowed is a folder in the source, relative and without `..`
+request:steps[0].timeout: found \"1month 13h 26m 24s\", allowed is a duration from 100ms to 30days
+request:steps[1].name: found \"a\", which an earlier step has; names must differ
+request:env.A B: found \"A B\", allowed is a name of letters, digits and `_`, not beginning with a digit
+request:artifacts[0]: found \"../x\", allowed is a glob relative to the source, without `..`
+request:retries: found 11, allowed is a whole number from 0 to 10
+request:secrets.E: has no value, and the build needs it
+    hint: export E, and give --secret E
+request:secrets.E: is in `env` too, where it is no secret
+    hint: take E out of one of the two
+request:secrets.KEY: has no value, and the build needs it
+    hint: export KEY, and give --secret KEY
+request:secrets.T: has no value, and the build needs it
+    hint: export T, and give --secret T"
+    );
+}
+
+#[test]
+fn a_build_without_a_step_is_told_how_to_get_one() {
+    let none = merge(None, &request("{}"), &defaults(), &pools(&["linux"]), "f").expect_err("no step");
+    assert_eq!(
+        none.to_string(),
+        "request:steps: there is none, and a build needs one at least\n    \
+         hint: --step 'make', or steps = [\"make\"] in .preheat.toml"
+    );
+}
+
+#[test]
+fn secrets_are_named_in_the_build_and_never_printed() {
+    let json = r#"{"secrets":{"KEY":"hunter2","MORE":"hunter3"}}"#;
+    let project = file("steps = [\"make\"]\nsecrets = [\"KEY\"]");
+    let (spec, secrets) =
+        merge(project, &request(json), &defaults(), &pools(&["linux"]), "f").expect("complete");
+    assert_eq!(spec.secrets, ["KEY", "MORE"]);
+    let printed = format!("{secrets:?} {spec:?}");
+    assert!(!printed.contains("hunter") && printed.contains("REDACTED"), "{printed}");
+    let long = format!(r#"{{"secrets":{{"KEY":"{}"}}}}"#, "hunter2".repeat(20_000));
+    let said = refused("steps = [\"make\"]", &long);
+    assert!(said.contains("140000 bytes") && !said.contains("hunter"), "{said}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_none_and_one_that_is_too_long_is_refused() {
+    let source = tempfile::tempdir().expect("a folder");
+    assert_eq!(ProjectFile::read(source.path()), Ok(None));
+    std::fs::write(source.path().join(FILE_NAME), "#".repeat(300 << 10)).expect("written");
+    let said = ProjectFile::read(source.path()).expect_err("too long").to_string();
+    assert_eq!(said, ".preheat.toml: is longer than 262144 bytes, the most that is read");
+}
+
+proptest! {
+    #[test]
+    fn no_project_makes_it_panic(text in "((project|pool|steps|env|secrets|artifacts|timeout)(\\.[a-z])? = (1|true|\"\\PC{0,5}\"|\\[\"\\PC{0,5}\"\\]|\\{ command = \"\\PC{0,9}\" \\})\n){0,4}\\PC{0,9}") {
+        if let Ok(project) = ProjectFile::parse(&text) {
+            let _ = merge(Some(project), &SubmitSpec::default(), &defaults(), &pools(&["linux"]), &text);
+        }
+    }
+
+    #[test]
+    fn steps_have_names_that_differ(commands in prop::collection::vec("(a|b|\\PC{0,50})", 1..6)) {
+        let step = |command: &String| StepSpec { command: command.clone(), ..StepSpec::default() };
+        let steps = complete_steps(&commands.iter().map(step).collect::<Vec<_>>(), MINUTE);
+        let names: BTreeSet<_> = steps.iter().map(|s| &s.name).collect();
+        prop_assert_eq!(names.len(), steps.len());
+        prop_assert!(steps.iter().all(|s| !s.name.is_empty() && s.name.len() < 256));
+    }
+}

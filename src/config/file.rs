@@ -159,7 +159,7 @@ pub fn parse(text: &str, path: &Path, role: Role) -> Result<Layer, Mistakes> {
         Reading { lines, path: path.into(), role, layer: Layer::default(), mistakes: Vec::new() };
     let table = reading.table("", document.into_inner());
     if !reading.mistakes.is_empty() {
-        return Err(Mistakes(reading.mistakes));
+        return Err(Mistakes(reading.mistakes).sorted());
     }
     Ok(Layer { table, origins: reading.layer.origins })
 }
@@ -223,8 +223,8 @@ impl Reading<'_> {
 
     fn value(&mut self, key: &str, value: Spanned<DeValue<'_>>) -> Option<Value> {
         let origin = self.origin(value.span().start);
-        let mut refuse = |text: String, hint: &str| {
-            self.mistakes.push(Mistake::at(&origin, key, text).hint(hint));
+        let mut refuse = |text: String| {
+            self.mistakes.push(Mistake::at(&origin, key, text));
             None
         };
         let kind = match value.into_inner() {
@@ -232,14 +232,16 @@ impl Reading<'_> {
             DeValue::Boolean(flag) => ValueKind::Boolean(flag),
             DeValue::Integer(n) => match i64::from_str_radix(n.as_str(), n.radix()) {
                 Ok(n) => ValueKind::I64(n),
-                Err(_) => return refuse(format!("found {n}, a number too large for any key"), "write less"),
+                Err(_) => return refuse(format!("found {n}, a number too large for any key")),
             },
             DeValue::Float(n) => match n.as_str().parse() {
                 Ok(n) => ValueKind::Float(n),
-                Err(_) => return refuse(format!("found {n}, which is no number"), "write a whole number"),
+                Err(_) => return refuse(format!("found {n}, which is no number")),
             },
             DeValue::Datetime(date) => {
-                return refuse(format!("found the date {date}, and no key takes one"), "put it in quotes");
+                return refuse(format!(
+                    "found the date {date}, and no key takes one; a text is put in quotes"
+                ));
             }
             DeValue::Table(table) => ValueKind::Table(self.table(key, table)),
             DeValue::Array(array) => ValueKind::Array(self.array(key, array)),

@@ -111,6 +111,13 @@ impl fmt::Display for Mistake {
 pub struct Mistakes(pub Vec<Mistake>);
 
 impl Mistakes {
+    /// In the order in which somebody who mends them meets them: file by file, from the top.
+    #[must_use]
+    pub fn sorted(mut self) -> Self {
+        self.0.sort_by(|a, b| (&a.place, a.line).cmp(&(&b.place, b.line)));
+        self
+    }
+
     /// Each mistake in one line, without hints.
     pub fn lines(&self) -> Vec<String> {
         self.0.iter().map(Mistake::line_text).collect()

@@ -5,7 +5,7 @@
 //!       |             |                |                   |
 //!       +-- file: one Layer each, with the place of every key --+        syntax, line and column
 //!                              |
-//!                        walk: key by key                                types, unknown keys
+//!                        walk: key by key, found: value by value         types, unknown keys
 //!          validate, pools: sections; rules: texts; limits: bounds
 //!                              |
 //!            Config  or  mistake: every one of them                      show prints the first, changes compares two
@@ -13,6 +13,7 @@
 
 pub mod changes;
 pub mod file;
+pub mod found;
 pub mod limits;
 pub mod load;
 pub mod mistake;
@@ -231,3 +232,6 @@ pub struct Log {
     /// One JSON object a line instead of text.
     pub json: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use config::ValueKind;
 
 use super::file::Table;
+use super::found::Refusal;
 use super::limits as bound;
 use super::rules::{self, Folders, from_where};
 use super::validate::{NONE, path};
-use super::walk::{Refusal, Section, Walk};
+use super::walk::{Section, Walk};
 use super::{ByteSize, Config, Host, Network, Pool, Resolver};
 use crate::ids::PoolName;
 use crate::runtime::vm_name::{Parsed, VmName};
@@ -22,7 +23,7 @@ pub const IMAGE: &str = "image";
 pub fn defaults(walk: &mut Walk, table: Table, folders: &Folders) {
     let mut s = walk.section(DEFAULTS, table);
     let _ = s.text_if("image", IMAGE_ALLOWED, rules::image);
-    let _ = shape(&mut s, folders);
+    let _ = shape(&mut s, folders, None);
     let _ = network(&mut s, None);
     s.end();
 }
@@ -61,10 +62,13 @@ fn named(
     kind: ValueKind,
     around: Around<'_>,
 ) -> Option<(PoolName, Pool)> {
-    let (defaults, folders, host) = around;
+    let (defaults, ..) = around;
     let parsed = name.parse::<PoolName>();
     if let Err(e) = &parsed {
-        walk.wrong(key, Refusal::says(format!("the name of a pool is wrong: {e}")));
+        let refusal = Refusal::says(format!("the name of a pool is wrong: {e}"));
+        let near = name.to_ascii_lowercase().replace('_', "-");
+        let near = near.parse::<PoolName>().map(|near| format!("did you mean `{near}`?"));
+        walk.wrong(key, near.into_iter().fold(refusal, Refusal::hint));
     }
     let ValueKind::Table(table) = kind else {
         let refusal = Refusal::says("allowed is a table with the keys of a pool");
@@ -75,25 +79,24 @@ fn named(
         return None;
     };
     let mut section = walk.section(key, table.clone()).with_base(DEFAULTS, defaults.clone());
-    let pool = pool(&mut section, &table, defaults, folders);
+    let pool = pool(&mut section, &table, around);
     section.end();
-    if let Some(pool) = &pool {
-        cross_checks(walk, key, pool, host);
-    }
     Some((parsed.ok()?, pool?))
 }
 
 const IMAGE_ALLOWED: &str = "the name of an image, without spaces and not beginning with `-`";
 
-fn pool(s: &mut Section<'_>, own: &Table, defaults: &Table, folders: &Folders) -> Option<Pool> {
+fn pool(s: &mut Section<'_>, own: &Table, around: Around<'_>) -> Option<Pool> {
+    let (defaults, folders, host) = around;
     let image = s.text("image", IMAGE_ALLOWED, rules::image);
-    let shaped = shape(s, folders);
+    let shaped = shape(s, folders, Some(host));
     let network = network(s, Some((own, defaults)));
     Some(Pool { image: image?, network: network?, ..shaped? })
 }
 
-/// Every key but `image` and `network`, which the defaults read differently.
-fn shape(s: &mut Section<'_>, folders: &Folders) -> Option<Pool> {
+/// Every key but `image` and `network`, which the defaults read differently. `host` is there for a pool, and not for the
+/// defaults: what must hold between keys must hold in each pool.
+fn shape(s: &mut Section<'_>, folders: &Folders, host: Option<Option<&Host>>) -> Option<Pool> {
     let warm = s.count("warm", &bound::POOL_WARM);
     let max = s.count("max", &bound::POOL_MAX);
     let cpu = s.count_or("cpu", &bound::POOL_CPU, IMAGE);
@@ -109,6 +112,9 @@ fn shape(s: &mut Section<'_>, folders: &Folders) -> Option<Pool> {
     let warmup_timeout = s.duration("warmup_timeout", &bound::WARMUP_TIMEOUT);
     let max_age = s.duration("max_age", &bound::MAX_AGE);
     let run_args = s.list("run_args", "an argument of `tart run`", rules::run_arg);
+    if let Some(host) = host {
+        cross_checks(s, (warm, max), (cpu.flatten(), memory.flatten()), host);
+    }
     Some(Pool {
         image: String::new(),
         network: Network::Nat,
@@ -150,7 +156,7 @@ const KEYS_OF_MODES: [(&str, Mode); 4] = [
 /// The network of a pool. One that says its mode stands for itself; one that does not adds to the default's.
 fn network(s: &mut Section<'_>, layers: Option<(&Table, &Table)>) -> Option<Network> {
     let key = s.key("network");
-    let (Some(mut table), false) = s.raw_table("network") else { return None };
+    let (Some(mut table), false) = s.raw_table("network", "{ mode = \"softnet\" }") else { return None };
     let mut base = Table::new();
     if let Some((own, defaults)) = layers
         && !table.contains_key("mode")
@@ -225,30 +231,34 @@ fn misplaced(n: &mut Section<'_>, mode: Mode) {
 }
 
 /// What must hold between the keys of a pool, and between a pool and its host.
-fn cross_checks(walk: &mut Walk, key: &str, pool: &Pool, host: Option<&Host>) {
+fn cross_checks(
+    s: &mut Section<'_>,
+    (warm, max): (Option<u16>, Option<u16>),
+    (cpu, memory): (Option<u16>, Option<ByteSize>),
+    host: Option<&Host>,
+) {
     let mut wrong = |name: &str, text: String, hint: &str| {
         // Said where the pool's value was set, or at the pool itself when it was not.
-        walk.wrong(&format!("{key}.{name}"), Refusal::says(text).hint(hint));
+        let key = s.key(name);
+        s.walk().wrong(&key, Refusal::says(text).hint(hint));
     };
-    if pool.warm > pool.max {
-        let text = format!("found {}, allowed is at most `max`, which is {}", pool.warm, pool.max);
+    if let (Some(warm), Some(max)) = (warm, max)
+        && warm > max
+    {
+        let text = format!("found {warm}, allowed is at most `max`, which is {max}");
         wrong("warm", text, "raise `max`, or lower `warm`");
     }
-    let Some(host) = host else { return };
-    if let (Some(cpu), Some(cores)) = (pool.cpu, host.cores)
+    if let (Some(cpu), Some(cores)) = (cpu, host.and_then(|h| h.cores))
         && cpu > cores
     {
-        let text =
-            format!("found {cpu}, allowed is at most `host.cores`, which is {cores}: no VM could ever start");
-        wrong("cpu", text, "raise `host.cores`, or lower `cpu`");
+        let text = format!("found {cpu}, allowed is at most `host.cores`, which is {cores}");
+        wrong("cpu", text, "no VM of this pool could ever start: raise `host.cores`, or lower `cpu`");
     }
-    if let (Some(memory), Some(all)) = (pool.memory, host.memory)
+    if let (Some(memory), Some(all)) = (memory, host.and_then(|h| h.memory))
         && memory > all
     {
-        let text = format!(
-            "found \"{memory}\", allowed is at most `host.memory`, which is {all}: no VM could ever start"
-        );
-        wrong("memory", text, "raise `host.memory`, or lower `memory`");
+        let text = format!("found \"{memory}\", allowed is at most `host.memory`, which is \"{all}\"");
+        wrong("memory", text, "no VM of this pool could ever start: raise `host.memory`, or lower `memory`");
     }
 }
 

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
+use super::found::{Refusal, plain, shown_text};
 use super::limits;
 use super::mistake::Origin;
-use super::walk::{Refusal, plain, shown_text};
 use crate::runtime::vm_name::{Parsed, VmName};
 
 /// What a path is relative to.
@@ -123,7 +123,7 @@ pub fn upload_name(text: &str) -> Result<(), Refusal> {
 pub fn folder(written: &str, folders: &Folders) -> Result<PathBuf, Refusal> {
     plain(written)?;
     if !written.starts_with(['/', '~']) {
-        return Err(Refusal::usual().hint(format!("as {}", folders.home.join(written).display())));
+        return Err(Refusal::usual().hint(format!("as \"{}\"", folders.home.join(written).display())));
     }
     folders.path(written)
 }

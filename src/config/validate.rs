@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use config::ValueKind;
 
 use super::file::{Merged, Table};
+use super::found::{Refusal, plain, shown_text};
 use super::limits as bound;
 use super::mistake::Mistakes;
 use super::rules::{self, Folders};
-use super::walk::{Findings, Refusal, Section, Walk, plain, shown_text};
+use super::walk::{Findings, Section, Walk};
 use super::{Api, Builds, Config, Home, Host, Log, RuntimeConfig, Upload, UploadSink, VerbDeadlines, pools};
 
 /// The word for "no file" and "no script".
@@ -38,7 +39,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
     let api = api(root.table("api"), folders);
     let builds = builds(root.table("builds"));
     let log = log(root.table("log"));
-    let (defaults, _) = root.raw_table("pool_defaults");
+    let (defaults, _) = root.raw_table("pool_defaults", "[pool_defaults]");
     let defaults = defaults.unwrap_or_default();
     pools::defaults(root.walk(), defaults.clone(), folders);
     let pools = pools::pools(root.table("pool"), &defaults, folders, host.as_ref());
@@ -188,13 +189,13 @@ fn uploads(root: &mut Section<'_>, folders: &Folders) -> Option<Vec<Upload>> {
             uploads = None;
             continue;
         };
-        let read = upload(root.walk().section(&key, table), folders);
-        let known = read.as_ref().and_then(|u| names.insert(u.name.clone(), key.clone()));
-        if let (Some(upload), Some(first)) = (&read, known) {
-            let text =
-                format!("found {}, which {first} has already; names must differ", shown_text(&upload.name));
+        if let Some(name) = table.get("name").and_then(|v| v.clone().into_string().ok())
+            && let Some(first) = names.insert(name.clone(), key.clone())
+        {
+            let text = format!("found {}, which {first} has already; names must differ", shown_text(&name));
             root.walk().wrong(&format!("{key}.name"), Refusal::says(text));
         }
+        let read = upload(root.walk().section(&key, table), folders);
         uploads = uploads.zip(read).map(|(mut all, one)| {
             all.push(one);
             all

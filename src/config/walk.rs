@@ -7,7 +7,8 @@ use std::time::Duration;
 use config::{Value, ValueKind};
 
 use super::file::{Merged, Origins, Table};
-use super::limits::{Bound, LIST_MAX, TEXT_BYTES_MAX, Unit};
+use super::found::{Found, Refusal, count, duration, flag, list, nearest, one_of, size, text};
+use super::limits::Bound;
 use super::mistake::{Mistake, Mistakes, Origin};
 use super::units::ByteSize;
 
@@ -39,138 +40,6 @@ pub struct Walk {
 pub struct Findings {
     pub warnings: Vec<Mistake>,
     pub settings: Vec<Setting>,
-}
-
-/// Why a value was refused. What is not said is said for it: `found .., allowed is ..`.
-#[derive(Debug, Default)]
-pub struct Refusal {
-    text: Option<String>,
-    hint: Option<String>,
-}
-
-impl Refusal {
-    /// In its own words.
-    pub fn says(text: impl Into<String>) -> Self {
-        Self { text: Some(text.into()), hint: None }
-    }
-
-    /// In the usual words.
-    pub fn usual() -> Self {
-        Self::default()
-    }
-
-    /// With what to do about it.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// As a mistake about `found`.
-    pub fn mistake(self, origin: &Origin, key: &str, found: &str, allowed: &str) -> Mistake {
-        let text = self.text.unwrap_or_else(|| format!("found {}, allowed is {allowed}", shown_text(found)));
-        let mut mistake = Mistake::at(origin, key, text);
-        mistake.hint = self.hint;
-        mistake
-    }
-}
-
-/// A value that was found.
-#[derive(Debug)]
-pub struct Found {
-    /// Where it was found, which for an inherited value is another key than the one asked for.
-    key: String,
-    kind: ValueKind,
-    origin: Origin,
-    inherited: bool,
-}
-
-impl Found {
-    /// The text, if it is one.
-    pub fn text(&self) -> Option<&str> {
-        if let ValueKind::String(text) = &self.kind { Some(text) } else { None }
-    }
-
-    fn is_from_env(&self) -> bool {
-        matches!(self.origin, Origin::Environment { .. })
-    }
-
-    /// A whole number; in the environment numbers are texts.
-    fn whole(&self) -> Option<i64> {
-        match self.text() {
-            Some(text) if self.is_from_env() => text.parse().ok(),
-            Some(_) => None,
-            None => {
-                if let ValueKind::I64(n) = self.kind {
-                    Some(n)
-                } else {
-                    None
-                }
-            }
-        }
-    }
-
-    fn flag(&self) -> Option<bool> {
-        match self.text() {
-            Some("true") if self.is_from_env() => Some(true),
-            Some("false") if self.is_from_env() => Some(false),
-            Some(_) => None,
-            None => {
-                if let ValueKind::Boolean(flag) = self.kind {
-                    Some(flag)
-                } else {
-                    None
-                }
-            }
-        }
-    }
-
-    /// A list of texts; in the environment they are separated by commas.
-    fn list(&self) -> Option<Vec<String>> {
-        if let (Some(text), true) = (self.text(), self.is_from_env()) {
-            return Some(
-                text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect(),
-            );
-        }
-        let ValueKind::Array(items) = &self.kind else { return None };
-        let text = |v: &Value| if let ValueKind::String(s) = &v.kind { Some(s.clone()) } else { None };
-        items.iter().map(text).collect()
-    }
-
-    /// As it is shown to the operator.
-    pub fn shown(&self) -> String {
-        match &self.kind {
-            ValueKind::String(text) => shown_text(text),
-            ValueKind::Table(_) => "a table".into(),
-            ValueKind::Array(items) => shown_list(items),
-            ValueKind::Nil => "nothing".into(),
-            ValueKind::Boolean(_)
-            | ValueKind::I64(_)
-            | ValueKind::I128(_)
-            | ValueKind::U64(_)
-            | ValueKind::U128(_)
-            | ValueKind::Float(_) => self.kind.to_string(),
-        }
-    }
-}
-
-/// A text in quotes, cut when it is long.
-pub fn shown_text(text: &str) -> String {
-    const SHOWN_MAX: usize = 60;
-    let cut: String = text.chars().take(SHOWN_MAX).collect();
-    let more = if cut.len() < text.len() { ".." } else { "" };
-    format!("\"{}{more}\"", cut.escape_debug().to_string().replace("\\'", "'"))
-}
-
-fn shown_list(items: &[Value]) -> String {
-    let texts = items.iter().all(|v| matches!(v.kind, ValueKind::String(_)));
-    if items.is_empty() {
-        "an empty list".into()
-    } else if texts {
-        "a list of texts".into()
-    } else {
-        "a list of other things than texts".into()
-    }
 }
 
 impl Walk {
@@ -231,12 +100,14 @@ impl Walk {
     pub fn end<T>(self, value: Option<T>) -> Result<(T, Findings), Mistakes> {
         let Self { mut mistakes, warnings, settings, .. } = self;
         match value {
-            Some(value) if mistakes.is_empty() => Ok((value, Findings { warnings, settings })),
+            Some(value) if mistakes.is_empty() => {
+                Ok((value, Findings { warnings: Mistakes(warnings).sorted().0, settings }))
+            }
             Some(_) | None => {
                 if mistakes.is_empty() {
                     mistakes.push(Mistake::of("configuration", "is not complete"));
                 }
-                Err(Mistakes(mistakes))
+                Err(Mistakes(mistakes).sorted())
             }
         }
     }
@@ -429,16 +300,32 @@ impl Section<'_> {
         self.optional(name, allowed, |found| text(found, check), |s| s.as_str().into())
     }
 
-    /// A list of texts that `check` accepts, each.
+    /// A list of texts that `check` accepts, each; every one that it does not accept is told. Absent, it is empty.
     pub fn list(
         &mut self,
         name: &'static str,
-        allowed: &str,
+        each: &str,
         check: impl Fn(&str) -> Result<(), Refusal>,
     ) -> Option<Vec<String>> {
-        let read = |found: &Found| list(found, allowed, check);
-        let write = |items: &Vec<String>| items.clone().into();
-        self.optional(name, allowed, read, write).map(Option::unwrap_or_default)
+        let allowed = format!("a list, each element {each}");
+        let mut place = None;
+        let read = |found: &Found| {
+            place = Some((found.key.clone(), found.inherited));
+            list(found)
+        };
+        let items = self.optional(name, &allowed, read, |items| items.clone().into())?.unwrap_or_default();
+        let Some((key, inherited)) = place else { return Some(items) };
+        let mut right = true;
+        for (n, item) in items.iter().enumerate() {
+            let Err(refusal) = check(item) else { continue };
+            right = false;
+            if !inherited {
+                let key = format!("{key}[{n}]");
+                let origin = self.walk.origins.of(&key);
+                self.walk.note(refusal.mistake(&origin, &key, item, each));
+            }
+        }
+        right.then_some(items)
     }
 
     /// One of a few words.
@@ -473,21 +360,21 @@ impl Section<'_> {
     /// A table within it. One that is absent is empty.
     pub fn table(&mut self, name: &'static str) -> Section<'_> {
         let path = self.key(name);
-        let (table, not_a_table) = self.raw_table(name);
+        let (table, not_a_table) = self.raw_table(name, &format!("[{path}]"));
         let mut section = self.walk.section(path, table.unwrap_or_default());
         section.forgiving = not_a_table;
         section
     }
 
     /// A table within it as it stands, its own before the base's, and whether something else is there.
-    pub fn raw_table(&mut self, name: &'static str) -> (Option<Table>, bool) {
+    pub fn raw_table(&mut self, name: &'static str, example: &str) -> (Option<Table>, bool) {
         let Some(found) = self.find(name) else { return (None, false) };
         let shown = found.shown();
         if let ValueKind::Table(table) = found.kind {
             return (Some(table), false);
         }
         if !found.inherited {
-            let text = format!("found {shown}, allowed is a table, as [{}]", found.key);
+            let text = format!("found {shown}, allowed is a table, as {example}");
             self.walk.wrong_at(&found.origin, &found.key, Refusal::says(text));
         }
         (None, true)
@@ -540,14 +427,6 @@ impl Section<'_> {
 
 const TRUE_OR_FALSE: &str = "true or false";
 
-fn flag(found: &Found) -> Result<bool, Refusal> {
-    match (found.flag(), found.text()) {
-        (Some(flag), _) => Ok(flag),
-        (None, Some("true" | "false")) => Err(Refusal::usual().hint("write it without quotes")),
-        (None, Some(_) | None) => Err(Refusal::usual()),
-    }
-}
-
 /// What a bound allows, with its reason.
 fn allowed(bound: &Bound) -> String {
     format!("{} ({})", bound.allowed(), bound.why)
@@ -560,134 +439,4 @@ fn number(n: u64) -> toml::Value {
 /// As a duration is written in a file.
 pub fn written_duration(d: &Duration) -> toml::Value {
     humantime::format_duration(*d).to_string().into()
-}
-
-/// A whole number within `bound`.
-pub fn count<T: TryFrom<u64>>(found: &Found, bound: &Bound) -> Result<T, Refusal> {
-    let quoted = || found.text().is_some_and(|t| t.parse::<i64>().is_ok());
-    let Some(n) = found.whole() else {
-        return Err(if quoted() {
-            Refusal::usual().hint("write it without quotes")
-        } else {
-            Refusal::usual()
-        });
-    };
-    let n = u64::try_from(n).ok().filter(|n| bound.holds(*n));
-    n.and_then(|n| T::try_from(n).ok()).ok_or_else(Refusal::usual)
-}
-
-fn size(found: &Found, bound: &Bound, step: u64) -> Result<ByteSize, Refusal> {
-    let Some(text) = found.text() else {
-        let hint = |n| format!("a size carries its unit: \"{n} GiB\"");
-        return Err(found.whole().map_or_else(Refusal::usual, |n| Refusal::usual().hint(hint(n))));
-    };
-    let wrong =
-        || Refusal::usual().hint("a size is a whole number and B, kB, MB, GB, TB, KiB, MiB, GiB or TiB");
-    let size: ByteSize = text.parse().map_err(|_| wrong())?;
-    if !bound.holds(size.0) {
-        return Err(Refusal::usual());
-    }
-    if !size.0.is_multiple_of(step) {
-        let above = ByteSize(size.0.next_multiple_of(step));
-        let text = format!("found \"{text}\", allowed are whole multiples of {}", ByteSize(step));
-        return Err(Refusal::says(text).hint(format!("the next larger one is \"{above}\"")));
-    }
-    Ok(size)
-}
-
-/// A duration within `bound`.
-pub fn duration(found: &Found, bound: &Bound) -> Result<Duration, Refusal> {
-    debug_assert!(bound.unit == Unit::Millis, "a bound of durations counts milliseconds");
-    let Some(text) = found.text() else {
-        let hint = |n| format!("a duration carries its unit: \"{n}s\"");
-        return Err(found.whole().map_or_else(Refusal::usual, |n| Refusal::usual().hint(hint(n))));
-    };
-    let wrong = || Refusal::usual().hint("a duration is written like \"90s\", \"500ms\" or \"2h 30m\"");
-    let duration = humantime::parse_duration(text).map_err(|_| wrong())?;
-    if within(duration, bound) { Ok(duration) } else { Err(Refusal::usual()) }
-}
-
-/// Whether a duration is within a bound of milliseconds.
-pub fn within(duration: Duration, bound: &Bound) -> bool {
-    (Duration::from_millis(bound.min)..=Duration::from_millis(bound.max)).contains(&duration)
-}
-
-fn text(found: &Found, check: impl FnOnce(&str) -> Result<(), Refusal>) -> Result<String, Refusal> {
-    let text = found.text().ok_or_else(Refusal::usual)?;
-    check(text)?;
-    Ok(text.to_owned())
-}
-
-fn list(
-    found: &Found,
-    allowed: &str,
-    check: impl Fn(&str) -> Result<(), Refusal>,
-) -> Result<Vec<String>, Refusal> {
-    let Some(items) = found.list() else {
-        let hint = |text| format!("write a list: [{}]", shown_text(text));
-        return Err(found.text().map_or_else(Refusal::usual, |text| Refusal::usual().hint(hint(text))));
-    };
-    if items.len() > LIST_MAX {
-        return Err(Refusal::says(format!("found {} elements, allowed are {LIST_MAX} at most", items.len())));
-    }
-    for item in &items {
-        let usual = |mut r: Refusal| {
-            r.text = r
-                .text
-                .or_else(|| Some(format!("found {} in the list, allowed is {allowed}", shown_text(item))));
-            r
-        };
-        check(item).map_err(usual)?;
-    }
-    Ok(items)
-}
-
-/// A value as the text that a variable of the environment would hold: texts, whole numbers, true and false.
-pub fn variable_text(value: &Value) -> Option<String> {
-    match &value.kind {
-        ValueKind::String(text) => Some(text.clone()),
-        ValueKind::I64(n) => Some(n.to_string()),
-        ValueKind::Boolean(flag) => Some(flag.to_string()),
-        ValueKind::Nil
-        | ValueKind::I128(_)
-        | ValueKind::U64(_)
-        | ValueKind::U128(_)
-        | ValueKind::Float(_)
-        | ValueKind::Table(_)
-        | ValueKind::Array(_) => None,
-    }
-}
-
-/// A text of one line, not empty and not too long.
-pub fn plain(text: &str) -> Result<(), Refusal> {
-    if text.trim().is_empty() {
-        return Err(Refusal::usual());
-    }
-    if text.len() > TEXT_BYTES_MAX {
-        return Err(Refusal::says(format!("found {} bytes, allowed are {TEXT_BYTES_MAX}", text.len())));
-    }
-    if text.chars().any(char::is_control) {
-        return Err(Refusal::says(format!(
-            "found {}, which has a control character in it",
-            shown_text(text)
-        )));
-    }
-    Ok(())
-}
-
-/// `"a", "b" or "c"`.
-pub fn one_of<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    let mut quoted: Vec<String> = words.map(|w| format!("\"{w}\"")).collect();
-    let last = quoted.pop().unwrap_or_default();
-    if quoted.is_empty() { last } else { format!("{} or {last}", quoted.join(", ")) }
-}
-
-/// The word that a typo was probably meant to be.
-pub fn nearest<'a>(typo: &str, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let typo = typo.to_ascii_lowercase().replace('-', "_");
-    // `ssh_user` for `user`: a word with something before or after it is nearer than its letters say.
-    let longer = |word: &str| typo.ends_with(&format!("_{word}")) || typo.starts_with(&format!("{word}_"));
-    let distance = |word: &str| if longer(word) { 1 } else { strsim::damerau_levenshtein(&typo, word) };
-    let (distance, word) = words.map(|word| (distance(word), word)).min()?;
-    (distance <= 1 + word.len() / 5).then_some(word)
 }
