@@ -10,8 +10,7 @@ use crate::api::wire::Claim;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::ids::{BuildId, PoolName};
-use crate::runtime::tart::Verb;
-use crate::runtime::{Fault, VmName};
+use crate::runtime::{Fault, Verb, VmName};
 use crate::vm::state::{BirthPhase, VmPhase};
 
 /// The phases of a build, in their order: labels and names in JSON.

@@ -114,7 +114,7 @@ async fn submit(
         secrets: Arc::new(BTreeMap::new()),
         ticket: daemon.core.place(),
     };
-    daemon.supervisor.cast(SupervisorMessage::Build(Box::new(arguments))).expect("it is there");
+    daemon.supervisor.build(arguments);
     id
 }
 
