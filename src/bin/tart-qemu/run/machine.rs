@@ -79,12 +79,11 @@ pub fn launch(launch: Launch<'_>) -> Outcome<Child> {
         }
         None => Stdio::null(),
     };
-    let fail = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => Failure::Generic(format!(
-            "`{}` is not installed (hint: apt-get install qemu-system-x86)",
-            words[0]
-        )),
-        _ => Failure::io("QEMU", &error),
+    let fail = |error: io::Error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            return Failure::Generic(format!("`setpriv` or `{}` is not installed", words[0]));
+        }
+        Failure::io("QEMU", &error)
     };
     let log = File::create("qemu.log").map_err(|error| Failure::io("qemu.log", &error))?;
     let mut command = if cfg!(target_os = "linux") {

@@ -86,10 +86,10 @@ fn validate(home: &Home, args: &mut args::Run) -> Outcome<VmDir> {
     if args.nested {
         return refuse("Nested virtualization is available for Mac with the M3 chip, and later.");
     }
-    let vm = home.open_vm(&args.name).map_err(|failure| match failure {
-        Failure::VmDoesNotExist(name) => Failure::VmDoesNotExistAtRun(name),
-        other => Failure::Foreign(other.to_string()),
-    })?;
+    if !home.vm(&args.name).path().is_dir() {
+        return Err(Failure::VmDoesNotExistAtRun(args.name.clone()));
+    }
+    let vm = home.open_vm(&args.name).map_err(|failure| Failure::Foreign(failure.to_string()))?;
     let os = vm.config()?.os;
     args.suspendable |= vm.state() == State::Suspended;
     if args.suspendable {

@@ -148,16 +148,19 @@ fn start(guest: &Guest<'_>, launch: machine::Launch<'_>, sender: &Sender<Event>)
     let mut child = machine::launch(launch)?;
     let connected =
         accept(&serial, &mut child).and_then(|serial| Ok((serial, accept(&monitor, &mut child)?)));
-    let (serial, monitor) = connected.map_err(|failure| {
+    let (serial, monitor) = connected.inspect_err(|_| {
         let _ = child.kill();
         let _ = child.wait();
         remove_sockets();
-        failure
     })?;
     let reports = sender.clone();
     console::follow(serial, outlet, move |report| drop(reports.send(Event::Reported(report))));
     let events = sender.clone();
-    let qmp = Qmp::start(monitor, move |event| drop(events.send(translate(event.as_ref()))));
+    let qmp = Qmp::start(monitor, move |event| {
+        if let Some(event) = translate(event.as_ref()) {
+            let _ = events.send(event);
+        }
+    });
     match qmp {
         Ok(qmp) => Ok(Machine { child, qmp }),
         Err(error) => {
@@ -189,15 +192,15 @@ fn accept(listener: &UnixListener, child: &mut Child) -> Outcome<UnixStream> {
     }
 }
 
-fn translate(event: Option<&Value>) -> Event {
-    let Some(event) = event else { return Event::QemuGone };
-    match event.get("event").and_then(Value::as_str).unwrap_or_default() {
+fn translate(event: Option<&Value>) -> Option<Event> {
+    let Some(event) = event else { return Some(Event::QemuGone) };
+    match event.get("event").and_then(Value::as_str)? {
         "SHUTDOWN" => {
             let reason = event.pointer("/data/reason").and_then(Value::as_str).unwrap_or_default();
-            Event::Shutdown(reason.to_owned())
+            Some(Event::Shutdown(reason.to_owned()))
         }
-        "GUEST_PANICKED" => Event::Panicked,
-        other => Event::Shutdown(format!("not a shutdown: {other}")),
+        "GUEST_PANICKED" => Some(Event::Panicked),
+        _ => None,
     }
 }
 
