@@ -15,14 +15,9 @@ use nix::libc;
 /// never open the file a second time.
 pub struct PidLock(File);
 
-fn whole_file(kind: libc::c_int) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
+/// The lock kinds are wider than the field they go into on Linux, and as wide on a Mac.
+fn whole_file(kind: libc::c_short) -> libc::flock {
+    libc::flock { l_type: kind, l_whence: libc::SEEK_SET as libc::c_short, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 impl PidLock {
@@ -32,13 +27,13 @@ impl PidLock {
 
     /// The PID of the process that runs the VM.
     pub fn owner(&self) -> io::Result<Option<i32>> {
-        let mut probe = whole_file(libc::F_RDLCK);
+        let mut probe = whole_file(libc::F_RDLCK as libc::c_short);
         fcntl(self.0.as_fd(), FcntlArg::F_GETLK(&mut probe))?;
-        Ok((i32::from(probe.l_type) != libc::F_UNLCK && probe.l_pid > 0).then_some(probe.l_pid))
+        Ok((probe.l_type != libc::F_UNLCK as libc::c_short && probe.l_pid > 0).then_some(probe.l_pid))
     }
 
     pub fn try_lock(&self) -> io::Result<bool> {
-        match fcntl(self.0.as_fd(), FcntlArg::F_SETLK(&whole_file(libc::F_WRLCK))) {
+        match fcntl(self.0.as_fd(), FcntlArg::F_SETLK(&whole_file(libc::F_WRLCK as libc::c_short))) {
             Ok(_) => Ok(true),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
             Err(error) => Err(error.into()),
