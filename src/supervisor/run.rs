@@ -322,6 +322,7 @@ async fn janitor_rounds(runtime: Arc<dyn Runtime>, context: BuildContext) {
         if let Err(fault) = janitor::reconcile(runtime.as_ref(), expected).await {
             Degraded { what: "janitor", error: fault.to_string() }.emit();
         }
+        context.pool.retry_quarantined();
     }
 }
 

@@ -181,7 +181,7 @@ impl VmQuarantined<'_> {
     /// Logs it.
     pub fn emit(self) {
         error!(vm = %self.vm, fault = %self.fault,
-            hint = "its slot is lost until it is gone: stop and delete it by hand, the janitor will notice", "vm quarantined");
+            hint = "its slot is lost until it is gone; removal is tried again every minute", "vm quarantined");
     }
 }
 
