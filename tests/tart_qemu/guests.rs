@@ -33,6 +33,7 @@ fn lock_owner(home: &Home, name: &str) -> i32 {
 fn a_guest_is_cloned_run_reached_and_stopped() {
     let home = Home::with_guests(1);
     home.ok(&["clone", "linux", "a"]);
+    home.ok(&["set", "a", "--disk-size", "40"]);
     let mut guest = home.run("a", &[]);
     let ip = home.ok(&["ip", "a", "--wait", "120"]).trim_end().to_owned();
     assert_eq!(
@@ -50,6 +51,10 @@ fn a_guest_is_cloned_run_reached_and_stopped() {
     let delete = home.tart(&["delete", "a"]);
     assert_eq!((delete.code, delete.err.trim_end()), (1, "VM \"a\" is running"));
     exec_is_transparent(&home);
+    until("the file system has grown with its disk", || {
+        let bytes = guest.ssh("df -B1 --output=size / | tail -n 1");
+        bytes.trim().parse::<u64>().is_ok_and(|bytes| bytes > 35_000_000_000)
+    });
 
     home.ok(&["stop", "a"]);
     assert_eq!(guest.exit(), 0);
