@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use ractor::{Actor, ActorRef};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::actor::{Supervisor, SupervisorArguments, SupervisorMessage};
+use super::actor::{self, SupervisorArguments};
 use super::core::Core;
+use super::handle::SupervisorHandle;
 use super::resume::{self, Fate};
 use crate::api;
 use crate::api::serve::BindError;
@@ -164,7 +164,7 @@ async fn clear_up(runtime: &dyn Runtime, store: &Store) -> Result<Generation, Ru
 pub struct Daemon {
     pub core: Arc<Core>,
     pub context: BuildContext,
-    supervisor: ActorRef<SupervisorMessage>,
+    supervisor: SupervisorHandle,
     broken: mpsc::Receiver<String>,
     stopping: CancellationToken,
     _tasks: Vec<AbortOnDropHandle<()>>,
@@ -200,13 +200,9 @@ impl Daemon {
             pool,
             broken: tell_broken,
         };
-        let started = Actor::spawn(None, Supervisor, arguments).await;
-        let (supervisor, _) = started.map_err(|e| RunError::Start(e.to_string()))?;
-        let asked = supervisor.call(SupervisorMessage::Context, Some(ASK_MAX)).await;
-        let ractor::rpc::CallResult::Success(context) = asked.map_err(|e| RunError::Start(e.to_string()))?
-        else {
-            return Err(RunError::Start("the supervisor does not answer".into()));
-        };
+        let supervisor = actor::spawn(arguments).await.map_err(|e| RunError::Start(e.to_string()))?;
+        let silent = || RunError::Start("the supervisor does not answer".into());
+        let context = supervisor.context(ASK_MAX).await.ok_or_else(silent)?;
         let stopping = CancellationToken::new();
         let core = Core::new(context.clone(), supervisor.clone(), exporter.clone(), stopping.clone());
         let tasks = vec![
@@ -237,7 +233,7 @@ impl Daemon {
                         secrets: Arc::new(BTreeMap::new()),
                         ticket: self.core.place(),
                     };
-                    self.supervisor.cast(SupervisorMessage::Build(Box::new(arguments))).ok();
+                    self.supervisor.build(arguments);
                 }
             }
         }
@@ -277,7 +273,7 @@ impl Daemon {
         let deadlines = &self.context.config.runtime.deadlines;
         let limit = deadlines.stop + deadlines.delete;
         let stop = async {
-            self.supervisor.call(SupervisorMessage::StopBuilds, Some(ASK_MAX)).await.ok();
+            self.supervisor.stop_builds(ASK_MAX).await;
             self.context.pool.stop_all(limit).await;
         };
         let again = async {
@@ -289,7 +285,7 @@ impl Daemon {
             }
         };
         tokio::select! { () = stop => {}, () = again => {} }
-        self.supervisor.stop(None);
+        self.supervisor.stop();
     }
 }
 
@@ -326,6 +322,7 @@ async fn janitor_rounds(runtime: Arc<dyn Runtime>, context: BuildContext) {
         if let Err(fault) = janitor::reconcile(runtime.as_ref(), expected).await {
             Degraded { what: "janitor", error: fault.to_string() }.emit();
         }
+        context.pool.retry_quarantined();
     }
 }
 

@@ -16,8 +16,7 @@ use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::pool::snapshot::PoolSnapshot;
-use crate::runtime::Reason;
-use crate::runtime::tart::Verb;
+use crate::runtime::{Reason, Verb};
 use crate::vm::state::{BirthPhase, VmPhase, VmStateName};
 
 /// Samples of histograms pile up until they are folded in; a scrape folds too, but nobody may be scraping.

@@ -114,7 +114,7 @@ async fn submit(
         secrets: Arc::new(BTreeMap::new()),
         ticket: daemon.core.place(),
     };
-    daemon.supervisor.cast(SupervisorMessage::Build(Box::new(arguments))).expect("it is there");
+    daemon.supervisor.build(arguments);
     id
 }
 
@@ -330,6 +330,7 @@ async fn a_vm_that_cannot_be_deleted_is_quarantined_and_its_slot_serves_on() {
     let quarantined = |s: &PoolSnapshot| s.vms.iter().any(|vm| vm.name == first && vm.state == "quarantined");
     world.until("quarantined", quarantined).await;
     world.until_warm(1).await;
+    world.until("gone", |s| s.vms.iter().all(|vm| vm.name != first)).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,6 +344,8 @@ async fn a_guest_that_does_not_die_keeps_its_slot_and_is_counted_as_lost() {
     world.until("quarantined", |s| s.vms.iter().any(|vm| vm.state == "quarantined")).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(world.sim.running_most(), 1, "no second guest in a slot that may still be in use");
+    world.sim.always(Step::Stop, Behaviour::Ok);
+    world.until("whole again", |s| s.vms.iter().all(|vm| vm.state == "warm")).await;
 }
 
 #[tokio::test(start_paused = true)]
