@@ -420,6 +420,14 @@ impl House {
         until(&format!("the emulator of {}", vm.name), || children(owner).into_iter().next())
     }
 
+    /// The processes of a VM's guest: its owner, and the emulator, which works in the VM's folder.
+    pub fn guest(&self, vm: &str) -> Vec<(Pid, String)> {
+        let folder = self.home().join("tart/vms").join(vm);
+        let works = |pid: &Pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder);
+        let owns = |line: &str| line.contains(&format!(" run {vm} "));
+        self.processes().into_iter().filter(|(pid, line)| owns(line) || works(pid)).collect()
+    }
+
     /// Processes that have anything to do with this house: by their folder or their environment.
     pub fn processes(&self) -> Vec<(Pid, String)> {
         let (home, mark) = (self.home(), format!("{}", self.home().display()));
@@ -442,7 +450,8 @@ impl Drop for House {
         if failed {
             let said = self.said();
             let tail = said.char_indices().rev().nth(6000).map_or(0, |(at, _)| at);
-            write!(std::io::stderr(), "--- the daemon said:\n{}\n", &said[tail..]).ok();
+            let ended = self.daemon().as_mut().and_then(|child| child.try_wait().ok().flatten());
+            write!(std::io::stderr(), "--- the daemon ({ended:?}) said:\n{}\n", &said[tail..]).ok();
         }
         let running = self.daemon().is_some();
         let ended = if running && !failed { self.end(Signal::SIGTERM) } else { Some(0) };

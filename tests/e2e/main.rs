@@ -8,5 +8,11 @@
 
 mod builds;
 mod deaths;
+mod delivery;
+mod faults;
 mod house;
+mod idle;
 mod projects;
+mod refusals;
+mod restarts;
+mod sources;
