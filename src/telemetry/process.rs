@@ -9,12 +9,13 @@ use super::names;
 
 /// Measures this process.
 pub(super) struct OwnProcess {
-    system: System,
+    /// `None` where the system does not let itself be asked.
+    system: Option<System>,
 }
 
 impl Default for OwnProcess {
     fn default() -> Self {
-        Self { system: System::new() }
+        Self { system: System::new().ok() }
     }
 }
 
@@ -23,8 +24,9 @@ impl OwnProcess {
     pub(super) fn measure(&mut self) {
         let pid = Pid::from_u32(std::process::id());
         let what = ProcessRefreshKind::nothing().with_memory().with_cpu();
-        self.system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, what);
-        let Some(process) = self.system.process(pid) else { return };
+        let Some(system) = &mut self.system else { return };
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, what);
+        let Some(process) = system.process(pid) else { return };
         // The recorder's counters are whole numbers; the loss is under a second.
         counter!(names::PROCESS_CPU).absolute(process.accumulated_cpu_time() / 1000);
         gauge!(names::PROCESS_MEMORY).set(process.memory() as f64);
