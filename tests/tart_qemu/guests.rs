@@ -69,6 +69,11 @@ fn a_guest_is_cloned_run_reached_and_stopped() {
 fn exec_is_transparent(home: &Home) {
     let exec = home.tart(&["exec", "a", "sh", "-c", "echo out; echo err >&2; exit 7"]);
     assert_eq!((exec.code, exec.out.as_str(), exec.err.as_str()), (7, "out\n", "err\n"));
+    // The next is there before the guest has seen the last one go; and more at once than there are ports.
+    (0..5).for_each(|_| drop(home.ok(&["exec", "a", "true"])));
+    let at_once: Vec<_> =
+        (0..6).map(|_| home.command(&["exec", "a", "true"]).spawn().expect("it runs")).collect();
+    assert!(at_once.into_iter().all(|mut child| child.wait().expect("a child").success()));
     let mut child = home
         .command(&["exec", "-i", "a", "sha256sum"])
         .stdin(Stdio::piped())
