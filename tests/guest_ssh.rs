@@ -256,6 +256,12 @@ async fn codes_are_exact_and_lines_are_whole() {
     let of = |s: Stream| lines.iter().filter(|l| l.stream == s).map(|l| l.text.as_str()).collect::<Vec<_>>();
     assert_eq!((of(Stream::Out), of(Stream::Err)), (vec!["out", "no end"], vec!["err"]));
     channel.probe(PATIENT).await.expect("answers");
+    let begun = Instant::now();
+    assert_eq!(sh(&channel, "echo quick").await.0, Ended::Exited(0));
+    assert!(
+        begun.elapsed() < Duration::from_millis(1_500),
+        "a step that leaves nobody behind is not drained"
+    );
 }
 
 #[tokio::test]

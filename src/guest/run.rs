@@ -6,6 +6,9 @@
 //!     |               `-- output ends without an exit: the wrapper was killed --> Exited(137), or the connection is lost
 //!     `-- output ends before go: this wrapper was dead already; another one may take the script
 //! ```
+//!
+//! sshd reports the end of stdout when nobody in the guest holds either stream any more; ssh reports the end of stderr
+//! with the end of the whole command. So stdout's end is what a drain waits for.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -91,9 +94,14 @@ impl<'a> Run<'a> {
         let Self { wire, mut exec, payload, times, lines, cancel } = self;
         let mut switch = exec.stdin.take();
         let (tell, mut marks) = mpsc::unbounded_channel();
+        let closed = CancellationToken::new();
         let out =
             relay(exec.stdout.take(), Stream::Out, MarkFilter::new(&payload.nonce), lines, tell.clone());
         let err = relay(exec.stderr.take(), Stream::Err, MarkFilter::new(&payload.nonce), lines, tell);
+        let out = async {
+            out.await;
+            closed.cancel();
+        };
         let mut outputs = pin!(async { tokio::join!(out, err) });
         let mut seen = Seen::default();
 
@@ -119,8 +127,11 @@ impl<'a> Run<'a> {
         let mut outputs = Outputs { all: outputs, done: matches!(turn, Turn::Silence) };
         match turn {
             Turn::Ended { code, alone } => {
-                outputs.wait(if alone { Duration::ZERO } else { DRAIN }).await;
+                outputs.wait_or(if alone { Duration::ZERO } else { DRAIN }, closed.cancelled()).await;
                 drop(switch);
+                if closed.is_cancelled() {
+                    outputs.wait(KILL_LIMIT).await;
+                }
                 confirm(wire, exec, KILL_LIMIT).await?;
                 Ok(Some(Ended::Exited(code)))
             }
@@ -152,8 +163,20 @@ struct Outputs<F> {
 
 impl<F: Future + Unpin> Outputs<F> {
     async fn wait(&mut self, limit: Duration) {
+        self.wait_or(limit, std::future::pending()).await;
+    }
+
+    /// Goes on reading until both have ended, `early` says that it is enough, or the limit.
+    async fn wait_or(&mut self, limit: Duration, early: impl Future<Output = ()>) {
         if !self.done {
-            self.done = timeout(limit, &mut self.all).await.is_ok();
+            let ended = timeout(limit, async {
+                tokio::select! {
+                    biased;
+                    _ = &mut self.all => true,
+                    () = early => false,
+                }
+            });
+            self.done = ended.await.unwrap_or(false);
         }
     }
 }
