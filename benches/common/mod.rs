@@ -1,0 +1,232 @@
+//! What the benches share: a way to print, a spread of measurements, and an installation of its own with a running daemon.
+
+#![expect(dead_code, reason = "each bench uses its part")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use preheat::api::wire::{VmList, VmView};
+use preheat::cli::client::Client;
+use preheat::clock::Deadline;
+use preheat::runtime::command::{Group, Invocation, Streams};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+
+/// Where `tart-qemu` lets a guest's sshd answer.
+pub const SSH_PORT: u16 = 2222;
+
+/// The image may have to be built first, from packages.
+const IMAGE_LIMIT: Duration = Duration::from_secs(900);
+const START_LIMIT: Duration = Duration::from_secs(150);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+const WARM_LIMIT: Duration = Duration::from_secs(300);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The machine counts as quiet when all its cores together were idle for this share of a look.
+const QUIET_IDLE_MIN: f64 = 0.85;
+const QUIET_LOOK: Duration = Duration::from_millis(250);
+
+/// Prints a line.
+pub fn say(line: &str) {
+    writeln!(std::io::stdout(), "{line}").ok();
+}
+
+/// Prints what the report reads.
+pub fn figure(name: &str, number: f64) {
+    let digits = if number < 100.0 { 3 } else { 0 };
+    say(&format!("figure {name} = {number:.digits$}"));
+}
+
+/// Prints what the numbers were measured on.
+pub fn machine() {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let guests = if Path::new("/dev/kvm").exists() {
+        "kvm"
+    } else if cfg!(target_os = "macos") {
+        "hvf"
+    } else {
+        "tcg"
+    };
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    say(&format!("machine: {cores} cores, {os} {arch}, guests under {guests}, load {load}"));
+}
+
+/// Measurements of one thing, in one unit.
+#[derive(Debug, Clone, Default)]
+pub struct Spread(Vec<f64>);
+
+impl Spread {
+    pub fn add(&mut self, value: f64) {
+        let at = self.0.partition_point(|v| *v < value);
+        self.0.insert(at, value);
+    }
+
+    pub fn add_ms(&mut self, took: Duration) {
+        self.add(took.as_secs_f64() * 1000.0);
+    }
+
+    pub fn median(&self) -> f64 {
+        match self.0.len() {
+            0 => f64::NAN,
+            n if n % 2 == 1 => self.0[n / 2],
+            n => f64::midpoint(self.0[n / 2 - 1], self.0[n / 2]),
+        }
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (min, max) = (self.0.first().copied().unwrap_or(0.0), self.0.last().copied().unwrap_or(0.0));
+        write!(f, "{:8.1} [{min:.1} - {max:.1}]  n={}", self.median(), self.0.len())
+    }
+}
+
+/// Runs a bench, and prints why it failed. Ctrl-C ends it as a failure does: the daemon is told to stop.
+pub fn main(bench: impl Future<Output = Result<()>>) -> std::process::ExitCode {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    let done = runtime.block_on(async {
+        tokio::select! {
+            done = bench => done,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        }
+    });
+    done.map_or_else(|error| failed(&error), |()| std::process::ExitCode::SUCCESS)
+}
+
+fn failed(error: &anyhow::Error) -> std::process::ExitCode {
+    say(&format!("failed: {error:#}"));
+    std::process::ExitCode::FAILURE
+}
+
+/// An installation in a folder of its own, with its daemon.
+pub struct Installation {
+    pub client: Client,
+    pub pid: u32,
+    daemon: Option<Group>,
+    home: TempDir,
+}
+
+impl Installation {
+    /// Makes one with the image `linux`, and starts the daemon with these pools.
+    pub async fn start(pools: &str) -> Result<Self> {
+        let home = tempfile::Builder::new().prefix("preheat-bench-").tempdir()?;
+        say("preparing: the guest image, and a daemon");
+        let image = Invocation::new(root().join("vm-setup/linux-guest")).env("PREHEAT_HOME", home.path());
+        let made = image.output(IMAGE_LIMIT).await?;
+        if !made.status.success() {
+            bail!("vm-setup/linux-guest failed: {}", made.stderr);
+        }
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let config = format!(
+            "[host]\ndisk_free_min = \"64 MiB\"\n[runtime]\nprogram = \"{}\"\n[api]\nlisten = \"127.0.0.1:{port}\"\n\
+             [pool_defaults]\nimage = \"linux\"\nport = {SSH_PORT}\n{pools}",
+            env!("CARGO_BIN_EXE_tart-qemu"),
+        );
+        std::fs::write(home.path().join("preheat.toml"), config)?;
+        let log = std::fs::File::create(home.path().join("daemon.log"))?;
+        let daemon = Invocation::new(env!("CARGO_BIN_EXE_preheat"))
+            .arg("serve")
+            .env("PREHEAT_HOME", home.path())
+            .spawn(Streams::File(log))?;
+        let client = Client::new(&format!("http://127.0.0.1:{port}"), None).map_err(problem)?;
+        let this = Self { client, pid: daemon.pid(), daemon: Some(daemon), home };
+        let limit = Deadline::after(START_LIMIT);
+        while this.vms().await.is_err() {
+            if limit.left().is_zero() {
+                bail!("the daemon does not answer: {}", this.log());
+            }
+            sleep(LOOK).await;
+        }
+        Ok(this)
+    }
+
+    pub fn key(&self) -> PathBuf {
+        self.home.path().join("keys/id_ed25519")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.home.path().join("daemon.log")).unwrap_or_default()
+    }
+
+    pub async fn vms(&self) -> Result<Vec<VmView>> {
+        let list: VmList = self.client.get(&["api", "v1", "vms"], &[]).await.map_err(problem)?;
+        Ok(list.vms)
+    }
+
+    /// Waits until `warm` VMs are warm and no other is on its way, and then, as far as others let it be so, until the
+    /// machine is quiet.
+    pub async fn settled(&self, warm: usize) -> Result<Vec<VmView>> {
+        let limit = Deadline::after(WARM_LIMIT);
+        loop {
+            let vms = self.vms().await?;
+            let moving = vms.iter().any(|vm| !matches!(vm.state.as_str(), "warm" | "prepared"));
+            if !moving && vms.iter().filter(|vm| vm.state == "warm").count() == warm {
+                quiet(Duration::from_secs(10)).await;
+                return Ok(vms);
+            }
+            if limit.left().is_zero() {
+                bail!("the pool is not filled: {vms:?}\n{}", self.log());
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Stops the daemon, which takes its VMs away.
+    pub async fn stop(mut self) -> Result<()> {
+        let Some(mut daemon) = self.daemon.take() else { return Ok(()) };
+        daemon.signal(Signal::SIGTERM);
+        timeout(STOP_LIMIT, daemon.wait()).await.context("the daemon does not stop")??;
+        Ok(())
+    }
+}
+
+impl Drop for Installation {
+    /// After a failure: the daemon is told to stop and left to it.
+    fn drop(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.signal(Signal::SIGTERM);
+            drop(daemon.released());
+        }
+    }
+}
+
+/// A failure of the client's as an error.
+pub fn problem(problem: impl std::fmt::Debug) -> anyhow::Error {
+    anyhow::anyhow!("{problem:?}")
+}
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Waits until the machine is quiet, at most `limit`.
+pub async fn quiet(limit: Duration) {
+    let limit = Deadline::after(limit);
+    let mut last = cpu();
+    while let (Some((idle, all)), false) = (last, limit.left().is_zero()) {
+        sleep(QUIET_LOOK).await;
+        last = cpu();
+        let Some((idle_now, all_now)) = last else { return };
+        if (idle_now - idle) / (all_now - all).max(1.0) >= QUIET_IDLE_MIN {
+            return;
+        }
+    }
+}
+
+/// Ticks of all cores: idle, and all.
+fn cpu() -> Option<(f64, f64)> {
+    let text = std::fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<f64> =
+        text.lines().next()?.split_whitespace().skip(1).filter_map(|t| t.parse().ok()).collect();
+    Some((ticks.get(3)? + ticks.get(4)?, ticks.iter().take(8).sum()))
+}
