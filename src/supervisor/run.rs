@@ -235,7 +235,8 @@ impl Daemon {
         let sinks: Vec<String> = self.context.config.uploads.iter().map(|u| u.name.clone()).collect();
         for record in self.context.store.unfinished().await? {
             let source = self.context.config.home.spool().join(&record.source);
-            match resume::fate(&record, source.is_file()) {
+            let pool_there = self.context.config.pools.contains_key(&record.spec.pool);
+            match resume::fate(&record, source.is_file(), pool_there) {
                 Fate::Over(reason) => {
                     let record = resume::ended(record, reason, UnixMillis::now());
                     self.context.store.finish(record, sinks.clone()).await?;

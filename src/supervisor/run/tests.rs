@@ -432,3 +432,18 @@ async fn a_build_with_secrets_is_not_run_without_them_after_a_restart() {
     assert!(view.reason.expect("a reason").contains("`TOKEN` were kept in memory only"));
     drop(dir);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_build_whose_pool_is_gone_after_a_restart_ends_and_says_so() {
+    let world = world(0, 1).await;
+    world.sim.always(Step::Connect, Behaviour::Never);
+    let id = world.submit("echo", |_| {}).await;
+    let World { daemon, sim, config, dir } = world;
+    daemon.stop().await;
+    let mut config = Config::clone(&config);
+    config.pools.clear();
+    let daemon = start(&Arc::new(config), &sim).await;
+    let view = over(&daemon, id).await;
+    assert_eq!(view.reason.as_deref(), Some("there is no pool `linux` any more"));
+    drop(dir);
+}
