@@ -13,8 +13,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Fault, GuestOs, ImageInfo, Listed, ListedState, Parsed, Reason, RunOptions, RunProcess, Runtime,
-    Shape, VmName,
+    Fault, GuestOs, ImageInfo, Listed, ListedState, Parsed, Reason, RunOptions, RunProcess, Runtime, Shape,
+    VmName,
 };
 use crate::clock::Deadline;
 use crate::config::Network;

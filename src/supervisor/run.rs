@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,8 +53,8 @@ pub enum RunError {
     #[error("cannot make `{path}`: {source}")]
     Folder { path: PathBuf, source: std::io::Error },
     /// Another daemon has this installation.
-    #[error("another preheat runs with `{home}`")]
-    Locked { home: PathBuf },
+    #[error("another preheat runs with `{home}`{who}")]
+    Locked { home: PathBuf, who: String },
     /// The port.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -91,8 +93,9 @@ impl RunError {
 /// Why it does not run, or no longer.
 pub async fn run(config: Config) -> Result<(), RunError> {
     let config = Arc::new(config);
-    let _lock = prepare_home(&config)?;
+    let lock = prepare_home(&config)?;
     let listener = api::serve::bind(config.api.listen).await?;
+    sign(&lock, listener.local_addr().unwrap_or(config.api.listen)).ok();
     let store = Store::open(&config.home.journal())?;
     let exporter = export::install();
     exporter.zero(&config);
@@ -136,7 +139,19 @@ fn prepare_home(config: &Config) -> Result<Flock<File>, RunError> {
     let file =
         std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| RunError::Locked { home: home.path().to_owned() })
+        .map_err(|_| RunError::Locked { home: home.path().to_owned(), who: who_holds(&path) })
+}
+
+/// Says in the lock's file who holds it and where it listens, for people and scripts that find it held.
+fn sign(mut lock: &File, address: SocketAddr) -> std::io::Result<()> {
+    lock.set_len(0)?;
+    writeln!(lock, "{} {address}", std::process::id())
+}
+
+fn who_holds(lock: &Path) -> String {
+    let text = std::fs::read_to_string(lock).unwrap_or_default();
+    let signed = text.trim_end().split_once(' ');
+    signed.map(|(pid, address)| format!(": process {pid}, on {address}")).unwrap_or_default()
 }
 
 /// Takes away what an earlier daemon left, and finds the first generation that was never used.
