@@ -275,7 +275,7 @@ impl PoolBooks {
                 continue;
             }
             let wait = row.trouble.failed(fault.clone(), while_warm, now);
-            let failures = row.trouble.current().map_or(0, |c| c.failures);
+            let failures = row.trouble.failures();
             PoolTroubled { pool: name, fault: &fault, failures, wait }.emit();
             // The image is looked at again before the next clone.
             if fault.reason == Reason::ImageMissing {

@@ -34,7 +34,7 @@ pub struct Current {
 impl Trouble {
     /// One more failure: of a VM that was coming up, or of one that was warm. Returns the pause.
     pub fn failed(&mut self, fault: Fault, while_warm: bool, now: Instant) -> Duration {
-        let failures = self.current.as_ref().map_or(0, |c| c.failures).saturating_add(1);
+        let failures = self.failures().saturating_add(1);
         let pause = pause(fault.kind(), failures);
         self.current = Some(Current { fault, failures, next_try: now + pause, while_warm });
         pause
@@ -50,14 +50,19 @@ impl Trouble {
         self.current = None;
     }
 
-    /// The trouble that there is.
+    /// The trouble that there is. A first failure that costs nothing is none: a guest may die.
     pub fn current(&self) -> Option<&Current> {
-        self.current.as_ref()
+        self.current.as_ref().filter(|c| c.failures > free(c.fault.kind()))
+    }
+
+    /// Failures in a row.
+    pub fn failures(&self) -> u32 {
+        self.current.as_ref().map_or(0, |c| c.failures)
     }
 
     /// Whether a VM may be cloned or started: always without trouble, else alone and after the pause.
     pub fn allows(&self, now: Instant, coming_up: usize) -> bool {
-        self.current.as_ref().is_none_or(|c| now >= c.next_try && (coming_up == 0 || c.failures == 1))
+        self.current().is_none_or(|c| now >= c.next_try && coming_up == 0)
     }
 
     /// When it next may, if that is later than `now`.
@@ -72,15 +77,19 @@ pub fn pause(kind: FaultKind, failures: u32) -> Duration {
         FaultKind::Transient | FaultKind::Guest => (PAUSE_FIRST, PAUSE_MAX),
         FaultKind::Image | FaultKind::Host => (PAUSE_FIRST_SLOW, PAUSE_MAX_SLOW),
     };
-    let free = match kind {
-        FaultKind::Transient | FaultKind::Guest => 1,
-        FaultKind::Image | FaultKind::Host => 0,
-    };
-    if failures <= free {
+    if failures <= free(kind) {
         return Duration::ZERO;
     }
-    let doublings = (failures - free - 1).min(16);
+    let doublings = (failures - free(kind) - 1).min(16);
     first.saturating_mul(1 << doublings).min(most)
+}
+
+/// How many failures in a row cost nothing: what is broken for good is not tried again at once.
+fn free(kind: FaultKind) -> u32 {
+    match kind {
+        FaultKind::Transient | FaultKind::Guest => 1,
+        FaultKind::Image | FaultKind::Host => 0,
+    }
 }
 
 #[cfg(test)]

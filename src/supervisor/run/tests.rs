@@ -220,7 +220,8 @@ async fn a_warm_vm_that_dies_is_replaced() {
     let victim = world.warm_names()[0].clone();
     world.sim.kill_guest(&victim);
     world.until("replaced", |s| s.vms.iter().all(|vm| vm.name != victim)).await;
-    world.until_warm(2).await;
+    let snapshot = world.until_warm(2).await;
+    assert_eq!(snapshot.pools[0].trouble, None, "one death is no trouble");
 }
 
 #[tokio::test(start_paused = true)]
