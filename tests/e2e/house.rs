@@ -48,18 +48,34 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Guests at a time: those of one house. Held across threads and across test processes, and given back by a crash.
-fn take_turn() -> Flock<fs::File> {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e.lock");
-    let file = fs::File::create(path).expect("a lock's file");
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).expect("the lock")
+/// Places for guests on the machine that tests: emulated, each keeps a core busy while it boots.
+const PLACES: u16 = 2;
+
+/// Waits for a house's turn: a place for each of its guests, held across threads and across test processes.
+fn take_places(guests: u16) -> Vec<Flock<fs::File>> {
+    let place = |number: u16| {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("e2e-place-{number}"));
+        fs::File::create(path).expect("a lock's file")
+    };
+    let take = |number, how| Flock::lock(place(number), how).map_err(|(_, errno)| errno);
+    if guests >= PLACES {
+        // In order, and before any guest boots: nobody waits for another in a circle.
+        return (0..PLACES).map(|n| take(n, FlockArg::LockExclusive).expect("the lock")).collect();
+    }
+    let free = || (0..PLACES).rev().find_map(|n| take(n, FlockArg::LockExclusiveNonblock).ok());
+    loop {
+        if let Some(place) = free() {
+            return vec![place];
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// What a house is made from.
 #[derive(Clone, Default)]
 pub struct Plan {
     config: String,
-    image: bool,
+    guests: u16,
     variables: Vec<(String, String)>,
     program: Option<PathBuf>,
 }
@@ -73,7 +89,7 @@ impl Plan {
     /// With the image `linux` and a pool of it.
     pub fn pool(warm: u16, max: u16) -> Self {
         let config = format!("[pool.linux]\nimage = \"linux\"\nwarm = {warm}\nmax = {max}\nport = 2222\n");
-        Self { config, image: true, ..Self::default() }
+        Self { config, guests: max, ..Self::default() }
     }
 
     /// More configuration: whole sections, or keys of the pool when it comes first.
@@ -99,14 +115,14 @@ impl Plan {
 
     /// The house, its daemon not yet started.
     pub fn build(self) -> House {
-        let turn = self.image.then(take_turn);
+        let places = if self.guests > 0 { take_places(self.guests) } else { Vec::new() };
         let dir = tempfile::Builder::new().prefix("e2e").tempdir().expect("a folder");
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()).expect("a port");
-        let house = House { dir, port: port.port(), plan: self, daemon: Mutex::new(None), _turn: turn };
+        let house = House { dir, port: port.port(), plan: self, daemon: Mutex::new(None), _places: places };
         fs::create_dir(house.home()).expect("made");
         house.faults("");
         house.configure(&house.plan.config);
-        if house.plan.image {
+        if house.plan.guests > 0 {
             house.install_image();
         }
         house
@@ -126,7 +142,7 @@ pub struct House {
     port: u16,
     plan: Plan,
     daemon: Mutex<Option<Child>>,
-    _turn: Option<Flock<fs::File>>,
+    _places: Vec<Flock<fs::File>>,
 }
 
 /// The house that tests share: whoever has entered keeps it open.
@@ -263,6 +279,18 @@ impl House {
         child.kill().ok();
         child.wait().ok();
         panic!("the daemon did not end in {STOP:?}: {}", self.said());
+    }
+
+    /// What it said, of a daemon that may be about to end: why comes last.
+    fn last_words(&self) -> String {
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let mut ended = None;
+        while self.said().contains("daemon stopping") && ended.is_none() && !deadline.left().is_zero() {
+            ended = self.daemon().as_mut().and_then(|child| child.try_wait().ok().flatten());
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let said = self.said();
+        if let Some(ended) = ended { format!("{said}({ended})\n") } else { said }
     }
 
     fn log_path(&self) -> PathBuf {
@@ -448,10 +476,9 @@ impl Drop for House {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
         if failed {
-            let said = self.said();
+            let said = self.last_words();
             let tail = said.char_indices().rev().nth(6000).map_or(0, |(at, _)| at);
-            let ended = self.daemon().as_mut().and_then(|child| child.try_wait().ok().flatten());
-            write!(std::io::stderr(), "--- the daemon ({ended:?}) said:\n{}\n", &said[tail..]).ok();
+            write!(std::io::stderr(), "--- the daemon said:\n{}\n", &said[tail..]).ok();
         }
         let running = self.daemon().is_some();
         let ended = if running && !failed { self.end(Signal::SIGTERM) } else { Some(0) };
