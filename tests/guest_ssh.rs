@@ -432,7 +432,7 @@ async fn much_output_is_complete_and_in_order() {
         count += 1;
         assert_eq!(line.text.len(), 63);
         assert_eq!(line.text[..8].parse(), Ok(count));
-        if count % 100_000 == 0 {
+        if count.is_multiple_of(100_000) {
             // A slow reader is waited for.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -2,6 +2,8 @@
 # What the scripts of this folder share: how they speak, how they stop, and how they wait.
 # Sourced, never run. It keeps to bash 3.2, the one that macOS ships.
 
+# shellcheck disable=SC2016  # backticks in the texts are quotation, not substitution
+
 say()  { printf '%s\n' "$*"; }
 step() { printf '==> %s\n' "$*"; }
 warn() { printf 'warning: %s\n' "$*" >&2; }
@@ -31,19 +33,26 @@ head_as_help() { sed -n '2,/^$/s/^# \{0,1\}//p' "$1"; }
 
 # as_root COMMAND...
 as_root() {
-  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else
+    need sudo "run it as root, or have root run: $*"
+    sudo "$@"
+  fi
 }
 
 # install_apt PACKAGE...: only those that are missing, so that a second run asks for nothing.
 install_apt() {
-  local package missing=''
+  local package missing='' quiet='-qq -o Dpkg::Use-Pty=0'
   for package in "$@"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
   done
   [ -n "$missing" ] || return 0
   step "apt-get install$missing"
-  # shellcheck disable=SC2086  # a list of names
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
+  # The lists of a fresh machine are empty, those of an old one name packages that are gone.
+  # shellcheck disable=SC2086  # lists of words
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $quiet $missing >/dev/null 2>&1 ||
+    { as_root apt-get update $quiet &&
+      as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $quiet $missing >/dev/null; } ||
+    die "could not install$missing" 'apt-get says why above; does `apt-get update` work on this host?'
 }
 
 # install_brew FORMULA: Homebrew runs as the user, never as root.

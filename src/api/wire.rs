@@ -24,8 +24,8 @@ pub struct SubmitSpec {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Values by name; they are kept in memory only.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub secrets: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "no_secrets")]
+    pub secrets: SecretValues,
     /// Replaces the project's globs when it is not empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
@@ -33,6 +33,35 @@ pub struct SubmitSpec {
     pub timeout: Option<Duration>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u16>,
+}
+
+fn no_secrets(secrets: &SecretValues) -> bool {
+    secrets.is_empty()
+}
+
+/// Secrets on their way: readable as JSON by the daemon, and by nobody who prints them.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretValues(pub BTreeMap<String, String>);
+
+impl std::ops::Deref for SecretValues {
+    type Target = BTreeMap<String, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl From<BTreeMap<String, String>> for SecretValues {
+    fn from(values: BTreeMap<String, String>) -> Self {
+        Self(values)
+    }
+}
+
+impl std::fmt::Debug for SecretValues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// One step, in a submission and in `.preheat.toml`.

@@ -419,7 +419,7 @@ mod tests {
             return;
         }
         let dir = tree(&["a", "b"]);
-        fs::set_permissions(dir.path().join("b"), fs::Permissions::from_mode(0)).expect("set");
+        fs::set_permissions(dir.path().join("b"), fs::Permissions::from_mode(0o000)).expect("set");
         let error = pack(dir.path(), PackOptions::default(), io::sink()).expect_err("unreadable");
         assert!(error.to_string().contains("/b"), "{error}");
     }

@@ -339,7 +339,7 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
         check(key("dir"), folder, DIR, dir(folder));
         check(key("timeout"), "", "", in_time(step.timeout));
     }
-    for (section, variables) in [("env", &request.env), ("secrets", &request.secrets)] {
+    for (section, variables) in [("env", &request.env), ("secrets", &*request.secrets)] {
         for (name, value) in variables {
             let key = format!("{section}.{}", name.escape_debug());
             check(key, name, VARIABLE, variable_name(name).and(variable_value(value)));

@@ -11,7 +11,7 @@ use super::parts;
 use super::problem::Problem;
 use super::progress::Progress;
 use super::text::size;
-use crate::api::wire::{BuildView, StepSpec, SubmitSpec};
+use crate::api::wire::{BuildView, SecretValues, StepSpec, SubmitSpec};
 
 /// What is read of the source at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -33,11 +33,11 @@ pub async fn submit(client: &Client, inputs: &Inputs, progress: &Progress) -> Re
         let project = parts::project(source)?;
         wanted.extend(project.secrets);
         spec.project = project.name.is_none().then(|| folder_name(source)).flatten();
-        spec.secrets = secrets(&wanted, |name| std::env::var(name).ok())?;
+        spec.secrets = secrets(&wanted, |name| std::env::var(name).ok())?.into();
         progress.now("packing");
         pack(source, project.include_git).await?
     } else if meta.is_file() {
-        spec.secrets = secrets(&wanted, |name| std::env::var(name).ok())?;
+        spec.secrets = secrets(&wanted, |name| std::env::var(name).ok())?.into();
         std::fs::File::open(source).map_err(missing)?
     } else {
         return Err(Problem::usage(format!("`{}` is neither a folder nor a file", source.display())));
@@ -55,7 +55,7 @@ fn described(inputs: &Inputs) -> SubmitSpec {
         pool: inputs.pool.clone(),
         steps: inputs.steps.iter().map(step).collect(),
         env: inputs.env.iter().cloned().collect(),
-        secrets: BTreeMap::new(),
+        secrets: SecretValues::default(),
         artifacts: inputs.artifacts.clone(),
         timeout: inputs.timeout,
         retries: inputs.retries,

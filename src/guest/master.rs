@@ -232,8 +232,11 @@ impl Seat {
             .rand_bytes(8)
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(SOCKETS)?;
-        let lock = File::create(dir.path().join("lock"))?;
+        // Locked before it has the name that a sweep looks for.
+        let new = dir.path().join("lock.new");
+        let lock = File::create(&new)?;
         lock.lock()?;
+        fs::rename(new, dir.path().join("lock"))?;
         Ok(Self { dir, _lock: lock })
     }
 
@@ -327,5 +330,28 @@ mod tests {
         drop(lock);
         assert!(sweep_one(dir.path()).await);
         assert!(!dir.path().exists() && bare.path().exists());
+    }
+
+    #[tokio::test]
+    async fn a_sweep_ends_a_master_that_its_daemon_left_behind_and_nobody_else() {
+        let seat = Seat::new().expect("a folder");
+        let sleeper = |word: &Path| {
+            let invocation = Invocation::new("sh").args(["-c", "sleep 1000; :"]).arg(word);
+            invocation.spawn(Streams::Null).expect("started")
+        };
+        let mut master = sleeper(&seat.socket());
+        let mut stranger = sleeper(Path::new("stranger"));
+        seat.note(stranger.pid());
+        let Seat { dir, _lock: lock } = seat;
+        drop(lock);
+        assert!(sweep_one(dir.path()).await, "the folder goes in any case");
+        assert!(tokio::time::timeout(Duration::from_millis(300), stranger.wait()).await.is_err());
+
+        fs::create_dir(dir.path()).expect("made");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).expect("set");
+        fs::write(dir.path().join("pid"), master.pid().to_string()).expect("written");
+        fs::write(dir.path().join("lock"), "").expect("written");
+        assert!(sweep_one(dir.path()).await);
+        tokio::time::timeout(PS_LIMIT, master.wait()).await.expect("it was killed").expect("reaped");
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
-use super::ledger::{Ledger, Waiting};
+use super::ledger::{Ledger, Stage, Waiting};
 use super::policy::{self, Decision};
 use super::snapshot::{self, PoolSnapshot};
 use crate::clock::{self, Instant, UnixMillis};
@@ -43,6 +43,8 @@ pub enum PoolMessage {
         build: BuildId,
     },
     Vm(VmName, VmReport),
+    /// VMs that could not be removed are to be tried again.
+    RetryQuarantined,
     Image(PoolName, Result<ImageInfo, Fault>),
     Disk(Option<host::Disk>),
     Tick,
@@ -116,6 +118,7 @@ impl Actor for PoolManager {
         let claiming = match &message {
             PoolMessage::Claim { build, .. } => Some(*build),
             PoolMessage::Withdraw(_) | PoolMessage::Return { .. } | PoolMessage::Vm(..) => None,
+            PoolMessage::RetryQuarantined => None,
             PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick | PoolMessage::Stop(_) => None,
         };
         books.hear(&me, message);
@@ -163,6 +166,10 @@ impl PoolBooks {
             }
             PoolMessage::Return { vm, build } => self.returned(&vm, build),
             PoolMessage::Vm(vm, report) => self.vm_reported(&vm, report),
+            PoolMessage::RetryQuarantined => {
+                let lost = self.ledger.vms.values().filter(|row| row.stage == Stage::Lost);
+                lost.for_each(|row| self.command(&row.name, VmCommand::Remove(RetireReason::Failed)));
+            }
             PoolMessage::Image(pool, answer) => self.image_answered(&pool, answer),
             PoolMessage::Disk(disk) => {
                 self.disk_asked = None;

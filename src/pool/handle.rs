@@ -71,6 +71,11 @@ impl PoolHandle {
         self.cast(PoolMessage::Withdraw(build));
     }
 
+    /// Tries again to remove what could not be removed.
+    pub fn retry_quarantined(&self) {
+        self.cast(PoolMessage::RetryQuarantined);
+    }
+
     /// Takes every VM away and starts none; returns when that is done or `limit` has passed.
     pub async fn stop_all(&self, limit: Duration) {
         let asked = self.actor.call(|reply: RpcReplyPort<()>| PoolMessage::Stop(reply), Some(limit));

@@ -5,6 +5,7 @@ pub mod command;
 pub mod fault;
 pub mod sim;
 pub mod tart;
+pub mod verb;
 pub mod vm_name;
 
 use std::net::IpAddr;
@@ -14,6 +15,7 @@ use futures::future::BoxFuture;
 use crate::clock::Deadline;
 use crate::config::Network;
 pub use fault::{Fault, FaultKind, Reason};
+pub use verb::Verb;
 pub use vm_name::{Parsed, VmName};
 
 /// What a clone is set to before its first start. `None` keeps the image's own.
@@ -69,20 +71,12 @@ pub struct Listed {
     pub state: ListedState,
 }
 
-/// How a `run` ended. Tart exits 0 for a guest that crashed too, so the code alone says little.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunEnd {
-    /// `None` when a signal ended it.
-    pub code: Option<i32>,
-    /// The last lines that it printed.
-    pub text: String,
-}
-
 /// A started VM's process. Dropping it does not end the VM: only [`Runtime::stop`] or [`RunProcess::kill`] does, and the
 /// janitor for what a crash leaves.
 pub trait RunProcess: Send {
-    /// Waits for the process to end. May be dropped and called again.
-    fn ended(&mut self) -> BoxFuture<'_, RunEnd>;
+    /// Waits for the process to end by itself, and says why it did: nobody asked it to, so that is a fault. May be dropped
+    /// and called again.
+    fn ended(&mut self) -> BoxFuture<'_, Fault>;
 
     /// Ends the guest at once, without a word to it, and waits for its process to be gone.
     fn kill(&mut self, deadline: Deadline) -> BoxFuture<'_, Result<(), Fault>>;

@@ -13,8 +13,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Fault, GuestOs, ImageInfo, Listed, ListedState, Parsed, Reason, RunEnd, RunOptions, RunProcess, Runtime,
-    Shape, VmName,
+    Fault, GuestOs, ImageInfo, Listed, ListedState, Parsed, Reason, RunOptions, RunProcess, Runtime, Shape,
+    VmName,
 };
 use crate::clock::Deadline;
 use crate::config::Network;
@@ -265,10 +265,10 @@ struct SimRun {
 }
 
 impl RunProcess for SimRun {
-    fn ended(&mut self) -> BoxFuture<'_, RunEnd> {
+    fn ended(&mut self) -> BoxFuture<'_, Fault> {
         async move {
             self.dead.cancelled().await;
-            RunEnd { code: Some(0), text: "guest has stopped the virtual machine due to error: sim".into() }
+            Fault::new(Reason::GuestStopped, "sim run", "the guest died")
         }
         .boxed()
     }

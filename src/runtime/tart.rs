@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::command::{CommandError, Group, Invocation, Output, Streams};
 use super::{
-    Fault, GuestOs, ImageInfo, Listed, ListedState, Reason, RunEnd, RunOptions, RunProcess, Runtime, Shape,
+    Fault, GuestOs, ImageInfo, Listed, ListedState, Reason, RunOptions, RunProcess, Runtime, Shape, Verb,
     VmName,
 };
 use crate::clock::{self, Deadline};
@@ -29,50 +29,6 @@ const POWER_CUT_GRACE: Duration = Duration::from_secs(5);
 
 /// One call of `tart ip` waits this long at most, so that a deadline is noticed in between. Tart counts whole seconds.
 const IP_WAIT_SECONDS: u64 = 5;
-
-/// Tart's verbs, as labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
-    Clone,
-    Set,
-    Run,
-    Ip,
-    Stop,
-    Delete,
-    List,
-    Get,
-    Version,
-}
-
-impl Verb {
-    /// Every verb.
-    pub const ALL: [Self; 9] = [
-        Self::Clone,
-        Self::Set,
-        Self::Run,
-        Self::Ip,
-        Self::Stop,
-        Self::Delete,
-        Self::List,
-        Self::Get,
-        Self::Version,
-    ];
-
-    /// As it stands on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Clone => "clone",
-            Self::Set => "set",
-            Self::Run => "run",
-            Self::Ip => "ip",
-            Self::Stop => "stop",
-            Self::Delete => "delete",
-            Self::List => "list",
-            Self::Get => "get",
-            Self::Version => "--version",
-        }
-    }
-}
 
 /// Drives one `tart` with one `TART_HOME`.
 pub struct Tart {
@@ -280,10 +236,10 @@ struct TartRun {
 }
 
 impl RunProcess for TartRun {
-    fn ended(&mut self) -> BoxFuture<'_, RunEnd> {
+    fn ended(&mut self) -> BoxFuture<'_, Fault> {
         async move {
             let code = self.group.wait().await.ok().and_then(|status| status.code());
-            RunEnd { code, text: tail(&self.log) }
+            classify_run_end(code, &tail(&self.log))
         }
         .boxed()
     }
@@ -388,9 +344,9 @@ pub fn classify(verb: Verb, code: Option<i32>, stderr: &str) -> Fault {
 }
 
 /// What the end of a `run` that nobody asked for means.
-pub fn classify_run_end(end: &RunEnd) -> Fault {
-    let mut fault = classify(Verb::Run, end.code, &end.text);
-    if fault.reason == Reason::VerbFailed && end.code == Some(0) {
+fn classify_run_end(code: Option<i32>, text: &str) -> Fault {
+    let mut fault = classify(Verb::Run, code, text);
+    if fault.reason == Reason::VerbFailed && code == Some(0) {
         fault.reason = Reason::GuestStopped;
     }
     fault
@@ -501,9 +457,8 @@ mod tests {
 
     #[test]
     fn a_run_that_exits_zero_unasked_is_a_guest_that_stopped() {
-        let crash = "guest has stopped the virtual machine due to error: panic".to_owned();
-        for text in [crash, String::new()] {
-            let fault = classify_run_end(&RunEnd { code: Some(0), text });
+        for text in ["guest has stopped the virtual machine due to error: panic", ""] {
+            let fault = classify_run_end(Some(0), text);
             assert_eq!(fault.reason, Reason::GuestStopped);
         }
     }

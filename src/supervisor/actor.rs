@@ -10,6 +10,7 @@ use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RpcReplyPo
 use secrecy::SecretString;
 use tokio::sync::mpsc;
 
+use super::handle::SupervisorHandle;
 use super::intensity::Intensity;
 use super::resume;
 use crate::build::actor::{self as build_actor, BuildArguments, BuildContext};
@@ -48,6 +49,14 @@ pub struct SupervisorArguments {
     pub pool: PoolArguments,
     /// Told once why the daemon cannot go on.
     pub broken: mpsc::Sender<String>,
+}
+
+/// Spawns the supervisor, and with it the pool and the uploader.
+///
+/// # Errors
+/// When one of them does not start.
+pub async fn spawn(arguments: SupervisorArguments) -> Result<SupervisorHandle, ractor::SpawnErr> {
+    Ok(SupervisorHandle::new(Supervisor::spawn(None, Supervisor, arguments).await?.0))
 }
 
 /// The actor. Its state is in [`Tree`].

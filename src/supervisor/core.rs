@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::BoxStream;
-use ractor::ActorRef;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::actor::SupervisorMessage;
+use super::handle::SupervisorHandle;
 use crate::api::service::{Refused, Service, Ticket};
 use crate::api::wire::{BuildView, LogLine, PoolView, SubmitSpec, VmView};
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
@@ -27,7 +26,7 @@ use crate::telemetry::export::Exporter;
 pub struct Core {
     config: Arc<Config>,
     context: BuildContext,
-    supervisor: ActorRef<SupervisorMessage>,
+    supervisor: SupervisorHandle,
     exporter: Exporter,
     /// Places for builds that wait or run.
     places: Arc<Semaphore>,
@@ -38,7 +37,7 @@ impl Core {
     /// Over running actors.
     pub fn new(
         context: BuildContext,
-        supervisor: ActorRef<SupervisorMessage>,
+        supervisor: SupervisorHandle,
         exporter: Exporter,
         stopping: CancellationToken,
     ) -> Self {
@@ -88,8 +87,7 @@ impl Core {
             secrets: Arc::new(received.secrets),
             ticket: Some(ticket),
         };
-        // Should the supervisor be gone, the build is on disk and the next start takes it up.
-        self.supervisor.cast(SupervisorMessage::Build(Box::new(arguments))).ok();
+        self.supervisor.build(arguments);
         Ok(view)
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod actor;
 pub mod core;
+pub mod handle;
 pub mod intensity;
 pub mod resume;
 mod run;

@@ -13,8 +13,11 @@ pub enum Fate {
     Over(String),
 }
 
-/// Decides. `source_there`: its source is still in the spool.
-pub fn fate(record: &BuildRecord, source_there: bool) -> Fate {
+/// Decides. `source_there`: its source is still in the spool; `pool_there`: its pool is still configured.
+pub fn fate(record: &BuildRecord, source_there: bool, pool_there: bool) -> Fate {
+    if !pool_there {
+        return Fate::Over(format!("there is no pool `{}` any more", record.spec.pool));
+    }
     if !source_there {
         return Fate::Over("its source is gone from the spool".into());
     }

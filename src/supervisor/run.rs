@@ -4,20 +4,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use ractor::{Actor, ActorRef};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::actor::{Supervisor, SupervisorArguments, SupervisorMessage};
+use super::actor::{self, SupervisorArguments};
 use super::core::Core;
+use super::handle::SupervisorHandle;
 use super::resume::{self, Fate};
 use crate::api;
 use crate::api::serve::BindError;
@@ -51,8 +53,8 @@ pub enum RunError {
     #[error("cannot make `{path}`: {source}")]
     Folder { path: PathBuf, source: std::io::Error },
     /// Another daemon has this installation.
-    #[error("another preheat runs with `{home}`")]
-    Locked { home: PathBuf },
+    #[error("another preheat runs with `{home}`{who}")]
+    Locked { home: PathBuf, who: String },
     /// The port.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -91,8 +93,9 @@ impl RunError {
 /// Why it does not run, or no longer.
 pub async fn run(config: Config) -> Result<(), RunError> {
     let config = Arc::new(config);
-    let _lock = prepare_home(&config)?;
+    let lock = prepare_home(&config)?;
     let listener = api::serve::bind(config.api.listen).await?;
+    sign(&lock, listener.local_addr().unwrap_or(config.api.listen)).ok();
     let store = Store::open(&config.home.journal())?;
     let exporter = export::install();
     exporter.zero(&config);
@@ -136,7 +139,19 @@ fn prepare_home(config: &Config) -> Result<Flock<File>, RunError> {
     let file =
         std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| RunError::Locked { home: home.path().to_owned() })
+        .map_err(|_| RunError::Locked { home: home.path().to_owned(), who: who_holds(&path) })
+}
+
+/// Says in the lock's file who holds it and where it listens, for people and scripts that find it held.
+fn sign(mut lock: &File, address: SocketAddr) -> std::io::Result<()> {
+    lock.set_len(0)?;
+    writeln!(lock, "{} {address}", std::process::id())
+}
+
+fn who_holds(lock: &Path) -> String {
+    let text = std::fs::read_to_string(lock).unwrap_or_default();
+    let signed = text.trim_end().split_once(' ');
+    signed.map(|(pid, address)| format!(": process {pid}, on {address}")).unwrap_or_default()
 }
 
 /// Takes away what an earlier daemon left, and finds the first generation that was never used.
@@ -164,7 +179,7 @@ async fn clear_up(runtime: &dyn Runtime, store: &Store) -> Result<Generation, Ru
 pub struct Daemon {
     pub core: Arc<Core>,
     pub context: BuildContext,
-    supervisor: ActorRef<SupervisorMessage>,
+    supervisor: SupervisorHandle,
     broken: mpsc::Receiver<String>,
     stopping: CancellationToken,
     _tasks: Vec<AbortOnDropHandle<()>>,
@@ -200,13 +215,9 @@ impl Daemon {
             pool,
             broken: tell_broken,
         };
-        let started = Actor::spawn(None, Supervisor, arguments).await;
-        let (supervisor, _) = started.map_err(|e| RunError::Start(e.to_string()))?;
-        let asked = supervisor.call(SupervisorMessage::Context, Some(ASK_MAX)).await;
-        let ractor::rpc::CallResult::Success(context) = asked.map_err(|e| RunError::Start(e.to_string()))?
-        else {
-            return Err(RunError::Start("the supervisor does not answer".into()));
-        };
+        let supervisor = actor::spawn(arguments).await.map_err(|e| RunError::Start(e.to_string()))?;
+        let silent = || RunError::Start("the supervisor does not answer".into());
+        let context = supervisor.context(ASK_MAX).await.ok_or_else(silent)?;
         let stopping = CancellationToken::new();
         let core = Core::new(context.clone(), supervisor.clone(), exporter.clone(), stopping.clone());
         let tasks = vec![
@@ -224,7 +235,8 @@ impl Daemon {
         let sinks: Vec<String> = self.context.config.uploads.iter().map(|u| u.name.clone()).collect();
         for record in self.context.store.unfinished().await? {
             let source = self.context.config.home.spool().join(&record.source);
-            match resume::fate(&record, source.is_file()) {
+            let pool_there = self.context.config.pools.contains_key(&record.spec.pool);
+            match resume::fate(&record, source.is_file(), pool_there) {
                 Fate::Over(reason) => {
                     let record = resume::ended(record, reason, UnixMillis::now());
                     self.context.store.finish(record, sinks.clone()).await?;
@@ -237,7 +249,7 @@ impl Daemon {
                         secrets: Arc::new(BTreeMap::new()),
                         ticket: self.core.place(),
                     };
-                    self.supervisor.cast(SupervisorMessage::Build(Box::new(arguments))).ok();
+                    self.supervisor.build(arguments);
                 }
             }
         }
@@ -277,7 +289,7 @@ impl Daemon {
         let deadlines = &self.context.config.runtime.deadlines;
         let limit = deadlines.stop + deadlines.delete;
         let stop = async {
-            self.supervisor.call(SupervisorMessage::StopBuilds, Some(ASK_MAX)).await.ok();
+            self.supervisor.stop_builds(ASK_MAX).await;
             self.context.pool.stop_all(limit).await;
         };
         let again = async {
@@ -289,7 +301,7 @@ impl Daemon {
             }
         };
         tokio::select! { () = stop => {}, () = again => {} }
-        self.supervisor.stop(None);
+        self.supervisor.stop();
     }
 }
 
@@ -326,6 +338,7 @@ async fn janitor_rounds(runtime: Arc<dyn Runtime>, context: BuildContext) {
         if let Err(fault) = janitor::reconcile(runtime.as_ref(), expected).await {
             Degraded { what: "janitor", error: fault.to_string() }.emit();
         }
+        context.pool.retry_quarantined();
     }
 }
 

@@ -10,8 +10,7 @@ use crate::api::wire::Claim;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::ids::{BuildId, PoolName};
-use crate::runtime::tart::Verb;
-use crate::runtime::{Fault, VmName};
+use crate::runtime::{Fault, Verb, VmName};
 use crate::vm::state::{BirthPhase, VmPhase};
 
 /// The phases of a build, in their order: labels and names in JSON.
@@ -182,7 +181,7 @@ impl VmQuarantined<'_> {
     /// Logs it.
     pub fn emit(self) {
         error!(vm = %self.vm, fault = %self.fault,
-            hint = "its slot is lost until it is gone: stop and delete it by hand, the janitor will notice", "vm quarantined");
+            hint = "its slot is lost until it is gone; removal is tried again every minute", "vm quarantined");
     }
 }
 

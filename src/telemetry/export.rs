@@ -4,7 +4,7 @@
 
 #![expect(clippy::disallowed_macros, reason = "metrics are made here and in `events`, and nowhere else")]
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
@@ -12,12 +12,12 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::events::{self, JanitorAction, RetireReason};
 use super::names::{self, Kind};
+use super::process::OwnProcess;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::pool::snapshot::PoolSnapshot;
-use crate::runtime::Reason;
-use crate::runtime::tart::Verb;
+use crate::runtime::{Reason, Verb};
 use crate::vm::state::{BirthPhase, VmPhase, VmStateName};
 
 /// Samples of histograms pile up until they are folded in; a scrape folds too, but nobody may be scraping.
@@ -27,7 +27,7 @@ pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Exporter {
     handle: PrometheusHandle,
-    process: metrics_process::Collector,
+    process: Arc<Mutex<OwnProcess>>,
 }
 
 /// Installs the process-wide recorder, or returns the one that is there: tests start several daemons in one process.
@@ -56,9 +56,7 @@ fn build_recorder() -> Exporter {
             Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.help),
         }
     }
-    let process = metrics_process::Collector::default();
-    process.describe();
-    Exporter { handle, process }
+    Exporter { handle, process: Arc::default() }
 }
 
 impl Exporter {
@@ -114,7 +112,7 @@ impl Exporter {
             gauge!(names::HOST_DISK_FREE).set(free as f64);
             gauge!(names::HOST_DISK_SIZE).set(size as f64);
         }
-        self.process.collect();
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).measure();
         self.handle.render()
     }
 }

@@ -6,3 +6,4 @@ pub mod events;
 pub mod export;
 pub mod logging;
 pub mod names;
+mod process;

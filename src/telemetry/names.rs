@@ -78,6 +78,12 @@ catalogue! {
     HOST_DISK_FREE = "preheat_host_disk_free_bytes", Gauge, [], "Free bytes on the volume of the installation.";
     HOST_DISK_SIZE = "preheat_host_disk_size_bytes", Gauge, [], "Size of the volume of the installation.";
     ACTOR_RESTARTS = "preheat_actor_restarts_total", Counter, ["actor"], "Actors of the daemon that failed and were started again.";
+    PROCESS_CPU = "process_cpu_seconds_total", Counter, [], "CPU time of the daemon, user and system.";
+    PROCESS_MEMORY = "process_resident_memory_bytes", Gauge, [], "Resident memory of the daemon.";
+    PROCESS_VIRTUAL_MEMORY = "process_virtual_memory_bytes", Gauge, [], "Virtual memory of the daemon.";
+    PROCESS_START = "process_start_time_seconds", Gauge, [], "When the process started, in seconds since 1970.";
+    PROCESS_FDS = "process_open_fds", Gauge, [], "Open file descriptors of the daemon.";
+    PROCESS_FDS_MAX = "process_max_fds", Gauge, [], "File descriptors that the daemon may open.";
     HTTP_SECONDS = "preheat_http_request_duration_seconds", Histogram(HTTP), ["route", "method", "status"], "Requests to the API, by the route's template.";
 }
 
@@ -92,7 +98,8 @@ mod tests {
         let mut seen = BTreeSet::new();
         for metric in ALL {
             assert!(seen.insert(metric.name), "{} twice", metric.name);
-            assert!(metric.name.starts_with("preheat_") && metric.help.ends_with('.'), "{}", metric.name);
+            let ours = metric.name.starts_with("preheat_") || metric.name.starts_with("process_");
+            assert!(ours && metric.help.ends_with('.'), "{}", metric.name);
             let counter = metric.name.ends_with("_total");
             assert_eq!(counter, metric.kind == Counter, "{}: `_total` is for counters", metric.name);
             if let Histogram(bounds) = metric.kind {

@@ -9,10 +9,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::sink;
 use crate::build::actor::artifacts_path;
-use crate::clock::UnixMillis;
+use crate::clock::{self, UnixMillis};
 use crate::config::Config;
 use crate::store::{Delivery, Store, StoreError};
-use crate::telemetry::events::{Degraded, UploadTried, UploadsPending};
+use crate::telemetry::events::{BuildPhaseEnded, Degraded, UploadTried, UploadsPending};
 
 /// Deliveries at a time: a slow sink must not starve the others, and the disk is shared with builds.
 const AT_ONCE_MAX: usize = 4;
@@ -159,8 +159,12 @@ async fn attempt(args: &UploadArguments, delivery: &Delivery) -> Result<(), Stor
         return args.store.delivered(delivery.id).await;
     };
     let artifacts = artifacts_path(&args.config, delivery.build);
-    let error =
-        sink::deliver(&upload.sink, &record.view(None), &artifacts).await.err().map(|e| e.to_string());
+    let began = clock::now();
+    let delivered = sink::deliver(&upload.sink, &record.view(None), &artifacts).await;
+    let error = delivered.err().map(|e| e.to_string());
+    if error.is_none() {
+        BuildPhaseEnded { build: delivery.build, phase: "upload", step: None, took: began.elapsed() }.emit();
+    }
     let attempt = delivery.attempts + 1;
     UploadTried { build: delivery.build, sink: &upload.name, error: error.clone(), attempt }.emit();
     match error {

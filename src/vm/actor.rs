@@ -12,8 +12,7 @@ use super::removal::{self, Watch};
 use super::state::{self, BirthPhase, Effect, Event, VmPhase, VmStateName};
 use crate::clock::{self, Deadline, Instant};
 use crate::guest::{Channel, Connector};
-use crate::runtime::tart::classify_run_end;
-use crate::runtime::{Fault, RunEnd, RunProcess, Runtime};
+use crate::runtime::{Fault, RunProcess, Runtime};
 use crate::telemetry::events::{
     RetireReason, StaleReport, VmFailed, VmPhaseEnded, VmQuarantined, VmRetired, VmWarmed,
 };
@@ -30,7 +29,7 @@ pub enum TaskReport {
     Started(Box<dyn RunProcess>),
     Answered(Answered),
     Stillborn(Stillborn),
-    RunEnded(RunEnd),
+    RunEnded(Fault),
     ConnectionLost(Fault),
     ProbeDue,
     Probed(Result<(), Fault>),
@@ -162,8 +161,9 @@ impl VmLife {
             TaskReport::Started(process) => self.own(me, process),
             TaskReport::Answered(answered) => self.answered(me, answered),
             TaskReport::Stillborn(Stillborn { phase, fault }) => self.fail(me, VmPhase::Birth(phase), &fault),
-            TaskReport::RunEnded(end) => self.fail(me, self.phase(), &classify_run_end(&end)),
-            TaskReport::ConnectionLost(fault) | TaskReport::Probed(Err(fault)) => {
+            TaskReport::RunEnded(fault)
+            | TaskReport::ConnectionLost(fault)
+            | TaskReport::Probed(Err(fault)) => {
                 self.fail(me, self.phase(), &fault);
             }
             TaskReport::ProbeDue => self.probe(me),
@@ -262,7 +262,7 @@ impl VmLife {
     fn own(&mut self, me: &ActorRef<VmMessage>, process: Box<dyn RunProcess>) {
         (self.report)(&self.recipe.name, VmReport::Started { pid: process.pid() });
         let told = me.clone();
-        self.watch = Some(Watch::new(process, move |end| tell(&told, TaskReport::RunEnded(end))));
+        self.watch = Some(Watch::new(process, move |why| tell(&told, TaskReport::RunEnded(why))));
         if self.state != VmStateName::Starting {
             return;
         }

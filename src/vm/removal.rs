@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::clock::Deadline;
-use crate::runtime::{Fault, Reason, RunEnd, RunProcess, Runtime, VmName};
+use crate::runtime::{Fault, Reason, RunProcess, Runtime, VmName};
 
 /// Pauses before each try to delete: a verb that fails once may fail because a sibling holds Tart's lock.
 const DELETE_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
@@ -19,7 +19,7 @@ pub struct Watch {
 
 impl Watch {
     /// Owns `process`; `ended` is called once if it ends unasked.
-    pub fn new(mut process: Box<dyn RunProcess>, ended: impl FnOnce(RunEnd) + Send + 'static) -> Self {
+    pub fn new(mut process: Box<dyn RunProcess>, ended: impl FnOnce(Fault) + Send + 'static) -> Self {
         let (kill, mut asked) = mpsc::channel::<(Deadline, oneshot::Sender<Result<(), Fault>>)>(1);
         tokio::spawn(async move {
             let unasked = tokio::select! {

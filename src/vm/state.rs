@@ -6,7 +6,8 @@
 //!      +----------+----------+------------+------------+------------+---------+--------+
 //!                                         v
 //!                                     Removing -> Gone
-//!                                         |
+//!                                       |   ^
+//!                                       v   | asked again
 //!                                     Quarantined
 //! ```
 //!
@@ -199,8 +200,12 @@ pub fn step(state: VmStateName, event: Event) -> Result<(Option<VmStateName>, Ef
         ) => (Some(Removing), Effect::Remove),
         (Removing, Event::Removed) => (None, Effect::ReportGone),
         (Removing, Event::RemovalFailed) => (Some(Quarantined), Effect::ReportQuarantined),
+        // ## Quarantined => Removing: somebody may have mended what was in the way
+        (Quarantined, Event::RemovalAsked) => (Some(Removing), Effect::Remove),
         // ## Repeats are answered with peace
-        (Removing | Quarantined, Event::Failed | Event::RemovalAsked) => (Some(state), Effect::None),
+        (Removing, Event::Failed | Event::RemovalAsked) | (Quarantined, Event::Failed) => {
+            (Some(state), Effect::None)
+        }
         (state, event) => return Err(Refused { state, event }),
     };
     Ok(next)
@@ -236,16 +241,16 @@ mod tests {
                 assert_ne!(effect, Effect::ReportWarm, "a leased VM is never offered again");
                 assert_ne!(effect, Effect::Boot, "a leased VM never boots again");
             }
-            assert!(!(removing && effect == Effect::Remove), "a VM is removed once");
+            assert!(!(removing && effect == Effect::Remove), "one removal at a time");
             if let Some(next) = next {
                 let leased = leased || next == VmStateName::Leased;
-                walk(next, leased, removing || effect == Effect::Remove, depth - 1);
+                walk(next, leased, next == VmStateName::Removing, depth - 1);
             }
         }
     }
 
     #[test]
-    fn a_leased_vm_is_never_offered_again_and_removal_happens_once() {
+    fn a_leased_vm_is_never_offered_again_and_one_removal_runs_at_a_time() {
         walk(VmStateName::Cloning, false, false, 9);
     }
 

@@ -403,8 +403,29 @@ static void flush_input(struct session *s) {
   }
 }
 
+static void begin_session(struct session *s, int port) {
+  memset(s, 0, sizeof *s);
+  s->port = port;
+  s->in = s->out = s->err = -1;
+}
+
+static void end_session(struct session *s) {
+  if (s->child > 0) {
+    kill(-s->child, SIGKILL);
+    kill(s->child, SIGKILL);
+    waitpid(s->child, NULL, 0);
+  }
+  if (s->in >= 0) close(s->in);
+  if (s->out >= 0) close(s->out);
+  if (s->err >= 0) close(s->err);
+}
+
 static int handle_frame(struct session *s, char type, unsigned char *payload, uint32_t length) {
   switch (type) {
+  case 'N': /* The next host is there before we saw the last one go. */
+    end_session(s);
+    begin_session(s, s->port);
+    return send_frame(s->port, 'n', payload, length);
   case 'P': return send_frame(s->port, 'k', "", 0);
   case 'S': return set_clock_and_entropy(payload, length) ? -1 : send_frame(s->port, 'k', "", 0);
   case 'K': return fresh_host_keys() ? -1 : send_frame(s->port, 'k', "", 0);
@@ -499,20 +520,11 @@ static int greet(int port) {
 
 static void serve_connection(int port) {
   static struct session s;
-  memset(&s, 0, sizeof s);
-  s.port = port;
-  s.in = s.out = s.err = -1;
+  begin_session(&s, port);
   if (greet(port)) return;
   while (!turn(&s))
     ;
-  if (s.child > 0) {
-    kill(-s.child, SIGKILL);
-    kill(s.child, SIGKILL);
-    waitpid(s.child, NULL, 0);
-  }
-  if (s.in >= 0) close(s.in);
-  if (s.out >= 0) close(s.out);
-  if (s.err >= 0) close(s.err);
+  end_session(&s);
 }
 
 static void serve_port(const char *path) {

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -14,13 +14,16 @@ use crate::config::random_bytes;
 /// Port 0 is the supervisor's; the others serve one command each.
 pub const PORTS: usize = 5;
 
+const ATTEMPT: Duration = Duration::from_secs(5);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(300);
+
 pub fn socket_name(port: usize) -> String {
     format!("agent-{port}.sock")
 }
 
 pub struct Agent {
     stream: UnixStream,
-    _claim: Flock<File>,
+    claim: Option<Flock<File>>,
 }
 
 pub struct Frame {
@@ -40,12 +43,23 @@ pub struct Command<'a> {
 impl Agent {
     /// Connects to a port of the VM in the *current* directory, and waits for the guest to answer.
     pub fn connect(ports: std::ops::Range<usize>, limit: Duration) -> io::Result<Self> {
-        let claim = claim(ports)?;
-        let stream = UnixStream::connect(socket_name(claim.0))?;
-        stream.set_read_timeout(Some(limit))?;
-        let mut agent = Self { stream, _claim: claim.1 };
-        agent.greet()?;
-        Ok(agent)
+        let (port, claim) = claim(ports)?;
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut agent = Self { stream: UnixStream::connect(socket_name(port))?, claim: None };
+            agent.stream.set_read_timeout(Some(limit.min(ATTEMPT)))?;
+            match agent.greet() {
+                Ok(()) => {
+                    agent.stream.set_read_timeout(Some(limit))?;
+                    agent.claim = Some(claim);
+                    return Ok(agent);
+                }
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                // The guest may still wait for the rest of a frame that a killed client began: it must see us go.
+                Err(_) => drop(agent),
+            }
+            std::thread::sleep(BETWEEN_ATTEMPTS);
+        }
     }
 
     /// Reads until the echo of a fresh nonce: whatever an earlier client left in the queue is skipped.

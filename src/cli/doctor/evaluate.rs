@@ -238,7 +238,7 @@ fn linux_checks(linux: &LinuxFacts) -> Vec<Check> {
             }
         },
         match &linux.kvm {
-            Ok(()) => ok("kvm", "/dev/kvm can be used"),
+            Ok(()) => ok("kvm", "/dev/kvm can be opened; the log of a VM says whether its guest uses it"),
             Err(why) => warn(
                 "kvm",
                 format!("/dev/kvm: {why}; guests are emulated, several times slower"),

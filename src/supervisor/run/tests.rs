@@ -114,7 +114,7 @@ async fn submit(
         secrets: Arc::new(BTreeMap::new()),
         ticket: daemon.core.place(),
     };
-    daemon.supervisor.cast(SupervisorMessage::Build(Box::new(arguments))).expect("it is there");
+    daemon.supervisor.build(arguments);
     id
 }
 
@@ -330,6 +330,7 @@ async fn a_vm_that_cannot_be_deleted_is_quarantined_and_its_slot_serves_on() {
     let quarantined = |s: &PoolSnapshot| s.vms.iter().any(|vm| vm.name == first && vm.state == "quarantined");
     world.until("quarantined", quarantined).await;
     world.until_warm(1).await;
+    world.until("gone", |s| s.vms.iter().all(|vm| vm.name != first)).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,6 +344,8 @@ async fn a_guest_that_does_not_die_keeps_its_slot_and_is_counted_as_lost() {
     world.until("quarantined", |s| s.vms.iter().any(|vm| vm.state == "quarantined")).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(world.sim.running_most(), 1, "no second guest in a slot that may still be in use");
+    world.sim.always(Step::Stop, Behaviour::Ok);
+    world.until("whole again", |s| s.vms.iter().all(|vm| vm.state == "warm")).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -427,5 +430,20 @@ async fn a_build_with_secrets_is_not_run_without_them_after_a_restart() {
     let view = over(&daemon, id).await;
     assert_eq!(view.result, Some(BuildResult::Error));
     assert!(view.reason.expect("a reason").contains("`TOKEN` were kept in memory only"));
+    drop(dir);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_build_whose_pool_is_gone_after_a_restart_ends_and_says_so() {
+    let world = world(0, 1).await;
+    world.sim.always(Step::Connect, Behaviour::Never);
+    let id = world.submit("echo", |_| {}).await;
+    let World { daemon, sim, config, dir } = world;
+    daemon.stop().await;
+    let mut config = Config::clone(&config);
+    config.pools.clear();
+    let daemon = start(&Arc::new(config), &sim).await;
+    let view = over(&daemon, id).await;
+    assert_eq!(view.reason.as_deref(), Some("there is no pool `linux` any more"));
     drop(dir);
 }

@@ -74,7 +74,8 @@ pub fn launch(launch: Launch<'_>) -> Outcome<Child> {
     words.extend(network(&launch));
     let stdin = match launch.state {
         Some(state) => {
-            words.extend(["-incoming".to_owned(), "fd:0".to_owned()]);
+            // Loaded when the monitor is up: a state that QEMU refuses must not look like a QEMU that cannot start.
+            words.extend(["-incoming".to_owned(), "defer".to_owned()]);
             Stdio::from(state)
         }
         None => Stdio::null(),

@@ -241,9 +241,10 @@ fn freshen(agent: &mut Agent) -> io::Result<()> {
     }
 }
 
-/// Waits until QEMU has read the state; it was paused when it was saved, so it stays paused.
+/// Has QEMU read the state from its standard input. It was paused when it was saved, so it stays paused.
 fn load(qmp: &mut Qmp) -> io::Result<()> {
     let deadline = Instant::now() + SAVED_WITHIN;
+    qmp.call("migrate-incoming", json!({"uri": "fd:0"}))?;
     loop {
         match qmp.status()?.as_str() {
             "inmigrate" if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),

@@ -13,7 +13,7 @@ use crate::error::{Failure, Outcome};
 use crate::home::Home;
 
 /// How long a guest under emulation may take to answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 pub fn exec(home: &Home, args: &args::Exec) -> Outcome {
     let vm = home.open_vm(&args.name)?;

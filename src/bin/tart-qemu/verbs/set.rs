@@ -64,7 +64,9 @@ fn set_display(display: &mut Display, text: &str) {
 fn replace_disk(home: &Home, vm: &VmDir, from: &Path) -> Outcome {
     let fail =
         |error: std::io::Error| Failure::io(format_args!("“{}” couldn’t be copied", from.display()), &error);
-    let fresh = home.root().join("tmp").join(format!("set-disk-{}", uuid::Uuid::new_v4()));
+    // In a directory of our own: what lies about in tmp/ is swept by the next verb of anybody.
+    let held = home.temporary()?;
+    let fresh = held.vm().disk();
     fs::copy(from, &fresh).and_then(|_| fs::rename(&fresh, vm.disk())).map_err(fail)
 }
 

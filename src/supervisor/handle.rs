@@ -1,0 +1,45 @@
+//! What others hold of the supervisor.
+
+use std::time::Duration;
+
+use ractor::ActorRef;
+use ractor::rpc::CallResult;
+
+use super::actor::SupervisorMessage;
+use crate::build::actor::{BuildArguments, BuildContext};
+
+/// The supervisor's actor, from outside.
+#[derive(Clone)]
+pub struct SupervisorHandle {
+    actor: ActorRef<SupervisorMessage>,
+}
+
+impl SupervisorHandle {
+    /// Wraps a running actor.
+    pub fn new(actor: ActorRef<SupervisorMessage>) -> Self {
+        Self { actor }
+    }
+
+    /// Starts a build that is on disk. Should the supervisor be gone, the next start takes it up.
+    pub fn build(&self, arguments: BuildArguments) {
+        self.actor.cast(SupervisorMessage::Build(Box::new(arguments))).ok();
+    }
+
+    /// What builds need. `None` when the supervisor does not answer within `limit`.
+    pub async fn context(&self, limit: Duration) -> Option<BuildContext> {
+        match self.actor.call(SupervisorMessage::Context, Some(limit)).await {
+            Ok(CallResult::Success(context)) => Some(context),
+            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => None,
+        }
+    }
+
+    /// Ends every build's actor; the journal keeps their builds.
+    pub async fn stop_builds(&self, limit: Duration) {
+        self.actor.call(SupervisorMessage::StopBuilds, Some(limit)).await.ok();
+    }
+
+    /// Ends the supervisor, and with it what is left of its children.
+    pub fn stop(&self) {
+        self.actor.stop(None);
+    }
+}

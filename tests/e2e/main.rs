@@ -1,0 +1,18 @@
+//! The whole, end to end: the real `preheat` on the real `tart-qemu`, with real guests and a real sshd in them.
+//!
+//! Each house (an installation with its daemon) is a folder of its own; the image is linked from the cache of
+//! `vm-setup/linux-guest`, which takes some minutes when the cache is empty. Guests are emulated where there is no KVM, so
+//! tests that boot some take turns, and those that can share one house do.
+
+#![cfg(target_os = "linux")]
+
+mod builds;
+mod deaths;
+mod delivery;
+mod faults;
+mod house;
+mod idle;
+mod projects;
+mod refusals;
+mod restarts;
+mod sources;

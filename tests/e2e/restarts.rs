@@ -1,0 +1,64 @@
+//! A daemon that ends and is started again: no build is lost, none has two results, and what is not ours stays.
+
+use nix::sys::signal::Signal;
+use preheat::api::wire::{BuildList, BuildState, LogStream};
+use preheat::build::spec::BuildResult;
+
+use crate::house::{HOLD, House, Plan, err, until};
+use crate::projects::tiny;
+
+fn begun(house: &House, id: u64) -> usize {
+    house.log(id).iter().filter(|line| line.text == "begun").count()
+}
+
+/// One running build, one that waits, and a VM that somebody cloned by hand.
+fn a_daemon_at_work() -> (House, u64, u64) {
+    let house = Plan::pool(1, 1).open();
+    let cloned = house.tart(&["clone", "linux", "mine"]);
+    assert!(cloned.status.success(), "{}", err(&cloned));
+    house.whole();
+    let project = tiny(house.dir());
+    let running = house.submit(&[&project, "--step", HOLD, "--pool", "linux"]);
+    house.printed(running, "begun");
+    let queued = house.submit(&[&project, "--step", "echo second", "--pool", "linux"]);
+    assert_eq!(house.view(queued).state, BuildState::Queued);
+    (house, running, queued)
+}
+
+fn both_end_once(house: &House, running: u64, queued: u64) {
+    until("the build to begin again", || (begun(house, running) == 2).then_some(()));
+    house.release(house.view(running).vm.as_deref().expect("it has one"));
+    for id in [running, queued] {
+        let build = house.over(id);
+        assert_eq!(build.result, Some(BuildResult::Success), "{build:?}");
+        let ends = house.log(id).iter().filter(|l| l.stream == LogStream::Sys && l.text == "success").count();
+        assert_eq!(ends, 1, "{:#?}", house.log(id));
+    }
+    assert_eq!(house.get::<BuildList>("builds").builds.len(), 2);
+    house.whole();
+    let mut expected: Vec<String> = house.vms().into_iter().map(|vm| vm.name).collect();
+    expected.extend(["linux", "mine"].map(str::to_owned));
+    expected.sort();
+    assert_eq!(house.listed(), expected, "orphans are gone, and what is not ours is still there");
+}
+
+#[test]
+fn a_daemon_that_was_stopped_goes_on_with_its_builds() {
+    let (house, running, queued) = a_daemon_at_work();
+    assert_eq!(house.end(Signal::SIGTERM), Some(0), "{}", house.said());
+    assert_eq!(house.listed(), ["linux", "mine"], "its VMs go with it");
+    until("every process to be gone", || house.processes().is_empty().then_some(()));
+    house.start();
+    both_end_once(&house, running, queued);
+}
+
+#[test]
+fn a_daemon_that_was_killed_goes_on_with_its_builds_and_clears_its_orphans() {
+    let (house, running, queued) = a_daemon_at_work();
+    let orphan = house.view(running).vm.expect("it has one");
+    house.end(Signal::SIGKILL);
+    assert!(house.listed().contains(&orphan), "nobody was there to take it away");
+    house.start();
+    both_end_once(&house, running, queued);
+    assert!(!house.listed().contains(&orphan));
+}
