@@ -50,8 +50,8 @@ struct Rows {
 }
 
 async fn bench() -> Result<()> {
-    common::machine();
     let installation = Installation::start(POOLS).await?;
+    installation.machine(WARM).await?;
     let mut rows = Rows::default();
     let source = source()?;
     for round in 0..WARM_ROUNDS {

@@ -19,9 +19,8 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn bench() -> Result<()> {
-    common::machine();
     let installation = Installation::start("[pool.warm]\nwarm = 2\nmax = 2\n").await?;
-    installation.settled(2).await?;
+    installation.machine(2).await?;
     sleep(REST).await;
     let (begun, cpu) = (now(), cpu_seconds(installation.pid)?);
     let mut memory = Spread::default();

@@ -28,7 +28,7 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn bench() -> Result<()> {
-    common::machine();
+    common::machine("none");
     let (mut ours, mut bare) = (Spread::default(), Spread::default());
     for _ in 0..ROUNDS {
         let dir = tempfile::tempdir()?;

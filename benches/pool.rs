@@ -34,7 +34,7 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn bench() -> Result<()> {
-    common::machine();
+    common::machine("none");
     let mut sizes = SLOTS.map(|slots| (slots, Spread::default(), Spread::default()));
     let mut benches = SLOTS.map(Books::new).into_iter().collect::<Result<Vec<_>>>()?;
     for _ in 0..ROUNDS {
@@ -71,7 +71,8 @@ impl Books {
         let text = format!("[host]\nvms = 512\n[pool.p]\nimage = \"linux\"\nwarm = {slots}\nmax = {slots}\n");
         std::fs::write(home.path().join("preheat.toml"), text)?;
         let home = Home::new(home.path().to_owned());
-        let inputs = Inputs { home, file: None, hostname: String::new(), env: Env::from_iter([("HOME", "/")]) };
+        let inputs =
+            Inputs { home, file: None, hostname: String::new(), env: Env::from_iter([("HOME", "/")]) };
         let config = load::load(&inputs).map_err(common::problem)?.config;
         let mut ledger = Ledger::new(&config, Generation(1));
         let pool: PoolName = "p".parse()?;

@@ -131,6 +131,14 @@ impl Sshd {
         }
     }
 
+    /// Kills what its sessions run.
+    fn kill_commands(&self) {
+        let sessions = self.sessions();
+        for p in processes().into_iter().filter(|p| sessions.contains(&p.parent)) {
+            kill(Pid::from_raw(p.pid), Signal::SIGKILL).ok();
+        }
+    }
+
     fn signal_sessions(&self, signal: Signal) {
         for pid in self.sessions() {
             kill(Pid::from_raw(pid), signal).ok();
@@ -450,10 +458,26 @@ async fn more_commands_than_a_session_allows_take_turns() {
 async fn a_standby_that_was_killed_is_replaced() {
     let sshd = Sshd::started();
     let channel = sshd.channel().await;
-    for p in processes().into_iter().filter(|p| sshd.sessions().contains(&p.parent)) {
-        kill(Pid::from_raw(p.pid), Signal::SIGKILL).ok();
+    sshd.kill_commands();
+    assert_eq!(sh(&channel, "echo once").await, (Ended::Exited(0), vec!["once".into()]));
+}
+
+#[tokio::test]
+async fn a_guest_is_greeted_through_the_shell_that_waits_and_without_it() {
+    let sshd = Sshd::started();
+    let channel = sshd.channel().await;
+    for _ in 0..3 {
+        channel.greet(PATIENT).await.expect("answered");
     }
     assert_eq!(sh(&channel, "echo once").await, (Ended::Exited(0), vec!["once".into()]));
+    channel.greet(PATIENT).await.expect("answered without a standby");
+    let channel = sshd.channel().await;
+    sshd.kill_commands();
+    channel.greet(PATIENT).await.expect("a dead standby is no dead guest");
+    let channel = sshd.channel().await;
+    sshd.signal_sessions(Signal::SIGSTOP);
+    let fault = channel.greet(Duration::from_millis(500)).await.expect_err("frozen");
+    assert_eq!(fault.reason, Reason::ProbeFailed);
 }
 
 #[tokio::test]
@@ -573,6 +597,29 @@ async fn a_tree_of_three_thousand_files_goes_in() {
     let fault =
         channel.put_tree(&dir.path().join("absent"), Deadline::after(PATIENT)).await.expect_err("absent");
     assert!(fault.text.contains("absent"), "{fault}");
+}
+
+#[tokio::test]
+async fn the_source_goes_in_whatever_became_of_its_folder_and_its_receiver() {
+    let sshd = Sshd::started();
+    let dir = tempfile::tempdir().expect("a folder");
+    let tar_path = dir.path().join("tree.tar");
+    fill(&dir.path().join("tree/file"), 100);
+    let mut tar = tar::Builder::new(fs::File::create(&tar_path).expect("made"));
+    tar.append_dir_all(".", dir.path().join("tree")).expect("packed");
+    tar.finish().expect("packed");
+
+    let channel = sshd.channel().await;
+    let replaced = sh(&channel, "cd && rm -rf work && mkdir -p work").await;
+    assert_eq!(replaced.0, Ended::Exited(0));
+    channel.put_tree(&tar_path, Deadline::after(PATIENT)).await.expect("sent");
+    assert!(sshd.home().join("work/file").exists());
+
+    let channel = sshd.channel().await;
+    fs::remove_dir_all(sshd.home().join("work")).expect("removed");
+    sshd.kill_commands();
+    channel.put_tree(&tar_path, Deadline::after(PATIENT)).await.expect("sent");
+    assert!(sshd.home().join("work/file").exists());
 }
 
 #[tokio::test]

@@ -40,20 +40,13 @@ pub fn figure(name: &str, number: f64) {
     say(&format!("figure {name} = {number:.digits$}"));
 }
 
-/// Prints what the numbers were measured on.
-pub fn machine() {
+/// Prints what the numbers were measured on; `guests` says what runs the guests, where there are any.
+pub fn machine(guests: &str) {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let guests = if Path::new("/dev/kvm").exists() {
-        "kvm"
-    } else if cfg!(target_os = "macos") {
-        "hvf"
-    } else {
-        "tcg"
-    };
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-    say(&format!("machine: {cores} cores, {os} {arch}, guests under {guests}, load {load}"));
+    say(&format!("machine: {cores} cores, {os} {arch}, guests: {guests}, load {load}"));
 }
 
 /// Measurements of one thing, in one unit.
@@ -151,6 +144,19 @@ impl Installation {
 
     pub fn key(&self) -> PathBuf {
         self.home.path().join("keys/id_ed25519")
+    }
+
+    /// Prints the machine, and what runs its guests: each `tart-qemu run` says so first of all.
+    pub async fn machine(&self, warm: usize) -> Result<()> {
+        self.settled(warm).await?;
+        let logs = std::fs::read_dir(self.home.path().join("logs/vms"))?;
+        let said = logs.flatten().find_map(|log| {
+            let text = std::fs::read_to_string(log.path()).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("tart-qemu: "))?;
+            ["kvm", "hvf", "tcg"].into_iter().find(|name| line.to_lowercase().contains(name))
+        });
+        machine(said.unwrap_or("unknown"));
+        Ok(())
     }
 
     fn log(&self) -> String {

@@ -80,7 +80,7 @@ pub async fn work(work: Work, report: impl Fn(Progress)) -> Outcome {
 
 async fn phases(work: &Work, deadline: Deadline, report: &impl Fn(Progress)) -> Result<(), Stop> {
     report(Progress::Began { phase: "probe", step: None });
-    work.channel.probe(work.probe_timeout).await.map_err(Stop::DeadVm)?;
+    work.channel.greet(work.probe_timeout).await.map_err(Stop::DeadVm)?;
     report(Progress::Ended { exit_code: None });
 
     report(Progress::Began { phase: "source", step: None });

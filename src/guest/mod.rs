@@ -134,6 +134,12 @@ pub trait Channel: Send + Sync {
     /// A full command, answered: a frozen guest does not pass.
     fn probe(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>>;
 
+    /// A word from the shell that waits for the first script: it costs the guest next to nothing, and a frozen one does
+    /// not pass. Where none waits, it is a [probe](Channel::probe).
+    fn greet(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>> {
+        self.probe(limit)
+    }
+
     /// Streams an uncompressed tar file into [`WORK_DIR`], which it makes. Returns the bytes sent.
     fn put_tree<'a>(&'a self, tar: &'a Path, deadline: Deadline) -> BoxFuture<'a, Result<u64, Fault>>;
 

@@ -3,6 +3,7 @@
 //! ```text
 //!   host                               guest: /bin/sh -c WRAPPER, leader of its own session (sshd sees to that)
 //!    |  <------------- ready ----------- |   (waits, for hours if need be: a standby)
+//!    |  -- word -----> <--- word here --- |   (asked whether it is there: no fork, no file)
 //!    |  -- nonce, mark, grace, text ---> |   on stdin; nothing of it is ever an argument
 //!    |  <-------------- go ------------- |-- the watcher: reads stdin; at its end TERM, grace, KILL
 //!    |  <----------- output ------------ |-- $SHELL -l -c 'eval "$PREHEAT_STEP"'
@@ -40,6 +41,11 @@ const MARK: u8 = 0x1E;
 /// What the wrapper prints on stderr when it is up.
 pub(super) const READY: &[u8] = b"\x1Epreheat ready\x1E";
 
+/// What a waiting wrapper is sent, and what it prints on stderr for it.
+pub(super) fn question(word: &str) -> (Vec<u8>, Vec<u8>) {
+    (format!("{word}\n").into_bytes(), format!("\x1E{word} here\x1E").into_bytes())
+}
+
 /// The command that starts a wrapper. It is the same for every script.
 pub(super) fn wrapper_command() -> String {
     format!("exec /bin/sh -c '{WRAPPER}'")
@@ -56,7 +62,11 @@ const WRAPPER: &str = r#"
 exec 3<&0 4>&2 2>/dev/null </dev/null
 kill -0 "-$$" || { printf "preheat: this sshd gives a command no session of its own\n" >&4; exit 71; }
 printf "\036preheat ready\036" >&4
-IFS=" " read -r nonce mark grace size <&3 || exit 0
+while :; do
+  IFS=" " read -r nonce mark grace size <&3 || exit 0
+  [ -z "$mark" ] || break
+  printf "\036%s here\036" "$nonce" >&4
+done
 if [ -n "$size" ]; then
   body=$(head -c "$size" <&3)
   case $body in *"$nonce") body=${body%"$nonce"} ;; *) exit 0 ;; esac

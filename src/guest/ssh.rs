@@ -17,7 +17,7 @@ use crate::clock::{Deadline, now};
 use crate::runtime::{Fault, Reason};
 
 /// Commands at once over one connection. sshd's `MaxSessions` is 10, a slot is free a little after its command's end, and
-/// a standby has one.
+/// each of the two that stand by has one.
 const CHANNELS_MAX: usize = 6;
 
 /// How long a refused channel is asked for again, and at what interval.
@@ -126,8 +126,10 @@ async fn attempt(target: &Target, patience: Duration, deadline: Deadline) -> Res
         Ok(Err(fault)) => return Err(Miss::Closed(fault.text)),
         Err(_) => return Err(Miss::Silent("a first command was not answered in time".into())),
     }
-    let inner = Inner { wire, standby: Mutex::new(Some(standby)), _alive: alive };
-    Ok(SshChannel { inner: Arc::new(inner) })
+    // It is up by the time that a build has a source; nobody waits for it here.
+    let receiver = wire.open(&transfer::receive_command()).await.map_err(|f| Miss::Closed(f.text))?;
+    let (standby, receiver) = (Mutex::new(Some(standby)), Mutex::new(Some(receiver)));
+    Ok(SshChannel { inner: Arc::new(Inner { wire, standby, receiver, _alive: alive }) })
 }
 
 /// Reads until `words` have come; `false` when the stream ends before.
@@ -156,6 +158,8 @@ struct Inner {
     wire: Wire,
     /// A wrapper that is up and waits for its script, so that a step need not wait for a shell. Closed, it goes.
     standby: Mutex<Option<Exec>>,
+    /// A shell that is up and waits for the source.
+    receiver: Mutex<Option<Exec>>,
     _alive: tokio_util::sync::DropGuard,
 }
 
@@ -192,15 +196,10 @@ impl Wire {
 
     /// Opens `command` with three pipes.
     pub(super) async fn open(&self, command: &str) -> Result<Exec, Fault> {
-        self.spawn(command, Stdio::piped).await
-    }
-
-    /// Opens `command` with a standard input of the caller's making.
-    pub(super) async fn spawn(&self, command: &str, stdin: impl Fn() -> Stdio) -> Result<Exec, Fault> {
         let limit = Deadline::after(REFUSED_LIMIT);
         loop {
             let mut remote = Arc::clone(&self.session).arc_raw_command(command);
-            remote.stdin(stdin()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            remote.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let error = match self.or_lost(remote.spawn()).await? {
                 Ok(mut child) => {
                     let (stdin, stdout, stderr) =
@@ -284,6 +283,17 @@ pub(super) fn text_of(error: &dyn std::error::Error) -> String {
     text
 }
 
+fn failed(text: &str) -> Fault {
+    Fault::new(Reason::ProbeFailed, "probe", text)
+}
+
+/// Whether a waiting wrapper answers.
+async fn asked(standby: &mut Exec) -> bool {
+    let (Some(stdin), Some(stderr)) = (standby.stdin.as_mut(), standby.stderr.as_mut()) else { return false };
+    let (question, answer) = script::question(&uuid::Uuid::new_v4().simple().to_string());
+    write(stdin, &question).await.is_ok() && said(stderr, &answer).await
+}
+
 impl Inner {
     fn standby(&self) -> std::sync::MutexGuard<'_, Option<Exec>> {
         self.standby.lock().unwrap_or_else(PoisonError::into_inner)
@@ -335,9 +345,25 @@ impl Inner {
         }
     }
 
+    /// Asks the standby; one that is dead, which its step may have done to it, is no word of the guest.
+    async fn greet(&self, limit: Duration) -> Result<(), Fault> {
+        let limit = Deadline::after(limit);
+        let standby = self.standby().take();
+        if let Some(mut exec) = standby {
+            let answered = timeout_at(limit.instant(), self.wire.or_lost(asked(&mut exec))).await;
+            match answered.map_err(|_| failed("the waiting shell did not answer in time"))?? {
+                true => {
+                    self.standby().get_or_insert(exec);
+                    return Ok(());
+                }
+                false => drop(exec),
+            }
+        }
+        self.probe(limit.left()).await
+    }
+
     async fn probe(&self, limit: Duration) -> Result<(), Fault> {
         let begun = now();
-        let failed = |text: &str| Fault::new(Reason::ProbeFailed, "probe", text);
         let answered = timeout(limit, async {
             let _turn = self.wire.take_turn().await;
             let nonce = uuid::Uuid::new_v4().simple().to_string();
@@ -360,12 +386,17 @@ impl Channel for SshChannel {
         self.inner.probe(limit).boxed()
     }
 
+    fn greet(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>> {
+        self.inner.greet(limit).boxed()
+    }
+
     fn put_tree<'a>(
         &'a self,
         tar: &'a std::path::Path,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<u64, Fault>> {
-        transfer::put_tree(&self.inner.wire, tar, deadline).boxed()
+        let waiting = self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        transfer::put_tree(&self.inner.wire, waiting, tar, deadline).boxed()
     }
 
     fn run<'a>(

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use openssh::Stdio;
 use openssh_sftp_client::{Sftp, SftpOptions};
+use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{timeout, timeout_at};
@@ -79,30 +79,73 @@ async fn read_bytes(stream: Option<impl AsyncRead + Unpin>, max: usize) -> Vec<u
     kept
 }
 
-/// Streams a tar file into the guest's work folder. ssh itself reads the file, so that no byte passes through us.
-pub(super) async fn put_tree(wire: &Wire, tar: &Path, deadline: Deadline) -> Result<u64, Fault> {
-    let failed = |text: String| Fault::new(Reason::VerbFailed, "put source", text);
-    let file = std::fs::File::open(tar).map_err(|e| failed(format!("{}: {e}", tar.display())))?;
-    let bytes = file.metadata().map_err(|e| failed(e.to_string()))?.len();
-    let stdin = || file.try_clone().map_or_else(|_| Stdio::null(), Stdio::from);
-    let sent = timeout_at(deadline.instant(), async {
-        let _turn = wire.take_turn().await;
-        let mut exec = wire.spawn(&unpack_command(), stdin).await?;
-        let answer = read_all(wire, &mut exec).await?;
-        match exec.wait().await {
-            Status::Code(0) => Ok(bytes),
-            Status::Code(code) => Err(failed(complaint(&answer.err, code))),
-            Status::Killed => Err(wire.blame("the connection ended while source was sent".into()).await),
-        }
-    });
-    sent.await
-        .unwrap_or_else(|_| Err(failed(format!("{bytes} bytes of source were not in the guest in time"))))
+/// Streams a tar file into the guest's work folder. `waiting` is a receiver that is up already; should it be dead, another
+/// one takes the tree.
+pub(super) async fn put_tree(
+    wire: &Wire,
+    waiting: Option<Exec>,
+    tar: &Path,
+    deadline: Deadline,
+) -> Result<u64, Fault> {
+    let late = |_| Err(source_fault("the source was not in the guest in time".into()));
+    timeout_at(deadline.instant(), put_all(wire, waiting, tar)).await.unwrap_or_else(late)
 }
 
-/// Owner and group are not the archive's: in the guest everything is the user's.
-fn unpack_command() -> String {
+async fn put_all(wire: &Wire, waiting: Option<Exec>, tar: &Path) -> Result<u64, Fault> {
+    let _turn = wire.take_turn().await;
+    if let Some(exec) = waiting
+        && let Some(bytes) = send_tree(wire, exec, tar).await?
+    {
+        return Ok(bytes);
+    }
+    let exec = wire.open(&receive_command()).await?;
+    match send_tree(wire, exec, tar).await? {
+        Some(bytes) => Ok(bytes),
+        None => Err(wire.blame("the connection ended while source was sent".into()).await),
+    }
+}
+
+/// Sends the tree to a receiver. `None` when that was killed.
+async fn send_tree(wire: &Wire, mut exec: Exec, tar: &Path) -> Result<Option<u64>, Fault> {
+    let unreadable = |e: io::Error| source_fault(format!("{}: {e}", tar.display()));
+    let mut file = File::open(tar).await.map_err(unreadable)?;
+    let stdin = exec.stdin.take();
+    let send = async {
+        let Some(mut stdin) = stdin else { return Ok(0) };
+        // One that does not take it says why on its stderr.
+        stdin.write_all(b"go\n").await.ok();
+        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        let mut bytes = 0;
+        while file.read_buf(&mut piece).await? > 0 {
+            bytes += piece.len() as u64;
+            if stdin.write_all(&piece).await.is_err() {
+                break;
+            }
+            piece.clear();
+        }
+        Ok(bytes)
+    };
+    let (out, err) = (exec.stdout.take(), exec.stderr.take());
+    let (sent, _, complaints) =
+        wire.or_lost(async { tokio::join!(send, read_text(out), read_text(err)) }).await?;
+    let bytes = sent.map_err(unreadable)?;
+    match exec.wait().await {
+        Status::Code(0) => Ok(Some(bytes)),
+        Status::Code(code) => Err(source_fault(complaint(&complaints, code))),
+        Status::Killed => Ok(None),
+    }
+}
+
+fn source_fault(text: String) -> Fault {
+    Fault::new(Reason::VerbFailed, "put source", text)
+}
+
+/// Waits for a line, then unpacks what follows it. Owner and group are not the archive's: in the guest everything is the
+/// user's. The folder is entered only now: until then, scripts may do with it what they like.
+pub(super) fn receive_command() -> String {
     format!(
-        "exec /bin/sh -c 'mkdir -p \"$HOME/{WORK_DIR}\" && cd \"$HOME/{WORK_DIR}\" && exec tar -x -o -f -'"
+        "exec /bin/sh -c 'd=\"$HOME/{WORK_DIR}\"; mkdir -p \"$d\"; read -r _ || exit 1; \
+         cd \"$d\" 2>/dev/null || {{ mkdir -p \"$d\" && cd \"$d\"; }} && exec tar -x -o -f -'"
     )
 }
 
