@@ -4,7 +4,7 @@
 
 #![expect(clippy::disallowed_macros, reason = "metrics are made here and in `events`, and nowhere else")]
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::events::{self, JanitorAction, RetireReason};
 use super::names::{self, Kind};
-use super::process::OwnProcess;
+use super::process;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::config::Config;
@@ -27,7 +27,6 @@ pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Exporter {
     handle: PrometheusHandle,
-    process: Arc<Mutex<OwnProcess>>,
 }
 
 /// Installs the process-wide recorder, or returns the one that is there: tests start several daemons in one process.
@@ -56,14 +55,16 @@ fn build_recorder() -> Exporter {
             Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.help),
         }
     }
-    Exporter { handle, process: Arc::default() }
+    Exporter { handle }
 }
 
 impl Exporter {
     /// Sets every known label set to zero.
     pub fn zero(&self, config: &Config) {
         gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-        gauge!(names::START_TIME).set(UnixMillis::now().as_seconds());
+        let now = UnixMillis::now().as_seconds();
+        gauge!(names::START_TIME).set(now);
+        gauge!(names::PROCESS_START).set(now);
         gauge!(names::RECONCILE_LAST_SUCCESS).set(0.0);
         for pool in config.pools.keys() {
             zero_pool(pool.as_str());
@@ -112,7 +113,7 @@ impl Exporter {
             gauge!(names::HOST_DISK_FREE).set(free as f64);
             gauge!(names::HOST_DISK_SIZE).set(size as f64);
         }
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).measure();
+        process::measure();
         self.handle.render()
     }
 }
