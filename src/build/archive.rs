@@ -14,6 +14,7 @@ use flate2::read::MultiGzDecoder;
 use tar::{Archive, EntryType, Header};
 
 use self::layout::{Item, Kind, Layout, Offence, clean};
+use super::exact::Exact;
 
 /// The most entries of an archive, folders among them.
 pub const ENTRIES_MAX: u64 = 500_000;
@@ -213,7 +214,7 @@ fn write_one(
         Kind::File => {
             let mut header = header(EntryType::Regular, entry.mode | 0o400, entry.mtime, entry.size);
             let mut kept = None;
-            let mut exact = Exact { from: content, left: entry.size, failed: None };
+            let mut exact = Exact::new(content, entry.size, "a file ends before its announced size");
             let copied = if is_project {
                 let text = read_project(&mut exact, entry.size)?;
                 let copied = tar.append_data(&mut header, path_of(name), text.as_bytes());
@@ -277,33 +278,6 @@ fn lossy(name: &[u8]) -> String {
 
 fn hostile(offence: Offence) -> ArchiveError {
     ArchiveError::Hostile { path: lossy(&offence.name), why: offence.why }
-}
-
-/// Exactly the bytes that were announced: neither fewer nor more. Keeps the input's failure apart from the output's.
-struct Exact<'a> {
-    from: &'a mut dyn Read,
-    left: u64,
-    failed: Option<io::Error>,
-}
-
-impl Read for Exact<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let want = into.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        if want == 0 {
-            return Ok(0);
-        }
-        let failure = match self.from.read(&mut into[..want]) {
-            Ok(0) => io::Error::new(io::ErrorKind::UnexpectedEof, "a file ends before its announced size"),
-            Ok(n) => {
-                self.left -= n as u64;
-                return Ok(n);
-            }
-            Err(error) => error,
-        };
-        let told = io::Error::new(failure.kind(), failure.to_string());
-        self.failed = Some(failure);
-        Err(told)
-    }
 }
 
 /// An entry as the archive describes it.

@@ -3,6 +3,7 @@
 
 pub mod actor;
 pub mod archive;
+mod exact;
 pub mod live;
 pub mod log;
 pub mod pack;

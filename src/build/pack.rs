@@ -11,6 +11,7 @@ use ignore::WalkBuilder;
 use tar::{EntryType, Header};
 
 use super::archive::{append_link, layout};
+use super::exact::Exact;
 
 /// Where `preheat run` puts artifacts by default; never sent back as source.
 const OUT_DIR: &str = "preheat-out";
@@ -219,7 +220,8 @@ fn add(
     let failed = |source| PackError::Unreadable { path: path.clone(), source };
     let file = File::open(&path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();
-    let mut whole = Whole { from: BufReader::with_capacity(PIECE_BYTES, file), left: size, failed: None };
+    let reader = BufReader::with_capacity(PIECE_BYTES, file);
+    let mut whole = Exact::new(reader, size, "it became shorter while it was read");
     let written = append(tar, EntryType::Regular, name, facts, size, &mut whole);
     match (whole.failed, written) {
         (Some(source), _) => Err(failed(source)),
@@ -252,33 +254,6 @@ fn header(kind: EntryType, facts: &Metadata, size: u64) -> Header {
     header.set_gid(0);
     header.set_size(size);
     header
-}
-
-/// A file as long as it was when it was opened; one that shrinks meanwhile is a failure, one that grows is cut.
-struct Whole<R> {
-    from: R,
-    left: u64,
-    failed: Option<io::Error>,
-}
-
-impl<R: Read> Read for Whole<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let want = into.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        if want == 0 {
-            return Ok(0);
-        }
-        let failure = match self.from.read(&mut into[..want]) {
-            Ok(0) => io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read"),
-            Ok(n) => {
-                self.left -= n as u64;
-                return Ok(n);
-            }
-            Err(error) => error,
-        };
-        let told = io::Error::new(failure.kind(), failure.to_string());
-        self.failed = Some(failure);
-        Err(told)
-    }
 }
 
 #[cfg(test)]
