@@ -153,7 +153,7 @@ impl Installation {
         let said = logs.flatten().find_map(|log| {
             let text = std::fs::read_to_string(log.path()).ok()?;
             let line = text.lines().find_map(|line| line.strip_prefix("tart-qemu: "))?;
-            ["kvm", "hvf", "tcg"].into_iter().find(|name| line.to_lowercase().contains(name))
+            ["kvm", "hvf", "tcg"].into_iter().find(|name| line.contains(&format!("({name})")))
         });
         machine(said.unwrap_or("unknown"));
         Ok(())
