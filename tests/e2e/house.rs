@@ -437,9 +437,11 @@ impl House {
     }
 
     /// Lets a step of [`HOLD`] in this VM go on. It goes through the guest's agent, so it does not touch the VM's network.
+    /// The build may be over, and its VM gone, before the agent's answer is out: what the build does next is the proof.
     pub fn release(&self, vm: &str) {
         let done = self.tart(&["exec", vm, "touch", "/tmp/go"]);
-        assert!(done.status.success(), "{}", err(&done));
+        let cut_off = err(&done).contains("control socket") || err(&done).contains("is not running");
+        assert!(done.status.success() || cut_off, "{}", err(&done));
     }
 
     /// The emulator of a VM.
