@@ -134,7 +134,9 @@ impl Sshd {
     /// Kills what its sessions run.
     fn kill_commands(&self) {
         let sessions = self.sessions();
-        for p in processes().into_iter().filter(|p| sessions.contains(&p.parent)) {
+        // Where the login is not root's, one sshd of a session is another's child.
+        let commands = |p: &Process| sessions.contains(&p.parent) && !sessions.contains(&p.pid);
+        for p in processes().into_iter().filter(commands) {
             kill(Pid::from_raw(p.pid), Signal::SIGKILL).ok();
         }
     }
