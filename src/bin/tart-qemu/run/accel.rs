@@ -43,10 +43,26 @@ pub fn choose(home: &Path) -> Outcome<(Accel, String)> {
     if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return Ok((Accel::Tcg, format!("/dev/kvm: {error}")));
     }
+    if !processor_virtualises() {
+        let why = "/dev/kvm is there, but the processor has neither VMX nor SVM: it emulates, and not all of it";
+        return Ok((Accel::Tcg, why.to_owned()));
+    }
     Ok(match kvm_runs_code(home) {
         true => (Accel::Kvm, "/dev/kvm works".to_owned()),
         false => (Accel::Tcg, "/dev/kvm is there but runs no guest".to_owned()),
     })
+}
+
+/// A KVM without the processor's help (PVM, as some clouds' small VMs have it) interprets what a guest's kernel does. It runs
+/// the probe below, and a real kernel up to its first instruction that the interpreter does not know.
+fn processor_virtualises() -> bool {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    !cfg!(target_arch = "x86_64") || has_virtualisation(&cpuinfo)
+}
+
+fn has_virtualisation(cpuinfo: &str) -> bool {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
 }
 
 /// A firmware of one instruction that counts: written to the exit device, 0x10 ends QEMU with 0x21.
@@ -102,4 +118,16 @@ fn probe(home: &Path) -> io::Result<bool> {
     });
     let _ = fs::remove_file(&path);
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_without_virtualisation_is_known_by_its_flags() {
+        assert!(has_virtualisation("processor : 0\nflags\t\t: fpu vme vmx ssse3\n"));
+        assert!(has_virtualisation("flags : fpu svm\n"));
+        assert!(!has_virtualisation("model name : vmx\nflags\t\t: fpu hypervisor svm_lock\nbugs : vmx\n"));
+    }
 }
