@@ -66,7 +66,8 @@ async fn pipeline(path: &Path) -> Result<f64> {
         seen
     });
     for _ in 0..LINES {
-        let item = LogItem { stream: LogStream::Out, step: Some("make".into()), text: text.clone() };
+        let item =
+            LogItem { stream: LogStream::Out, step: Some("make".into()), text: text.clone(), run: None };
         writer.write(item).await;
     }
     drop(writer);

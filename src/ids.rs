@@ -113,6 +113,32 @@ impl FromStr for BuildId {
     }
 }
 
+/// The name of one run of a script in its guest. Whoever has written it down finds the run again, over another connection
+/// or from another process.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RunId(String);
+
+impl RunId {
+    /// A name that no other run of the same guest has.
+    pub fn new() -> Self {
+        let mut name = uuid::Uuid::new_v4().simple().to_string();
+        name.truncate(12);
+        Self(name)
+    }
+
+    /// Letters and digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for RunId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

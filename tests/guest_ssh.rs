@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use preheat::clock::Deadline;
 use preheat::guest::ssh::{SshConnector, sweep_orphans};
 use preheat::guest::{Channel, Connector, Ended, Line, Script, Stream, Take, TakeError, Taken, Target};
+use preheat::ids::RunId;
 use preheat::runtime::{Fault, Reason};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -214,7 +215,7 @@ fn begin(channel: &Arc<dyn Channel>, script: Script) -> Running {
     let (tell, lines) = mpsc::channel(64);
     let cancel = CancellationToken::new();
     let (channel, stop) = (Arc::clone(channel), cancel.clone());
-    let task = tokio::spawn(async move { channel.run(&script, tell, stop).await });
+    let task = tokio::spawn(async move { channel.run(&RunId::new(), &script, tell, stop).await });
     Running { lines, cancel, task }
 }
 

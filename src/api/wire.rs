@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::spec::{BuildResult, human};
 use crate::clock::UnixMillis;
-use crate::ids::BuildId;
+use crate::ids::{BuildId, RunId};
 
 /// The `spec` part of a submission: what is given overrides `.preheat.toml` in the source.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,6 +178,11 @@ pub struct LogLine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
     pub text: String,
+    /// The run of the step that printed it, and how many bytes of its stream there were up to the end of this line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<u64>,
 }
 
 /// Who said a line.

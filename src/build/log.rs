@@ -12,6 +12,8 @@ use tokio::sync::{mpsc, watch};
 use super::redact::Redactor;
 use crate::api::wire::{LogLine, LogStream};
 use crate::clock::UnixMillis;
+use crate::guest::Position;
+use crate::ids::RunId;
 
 /// Lines that may wait for the disk; a step that prints faster is slowed down.
 const LINES_WAITING_MAX: usize = 1024;
@@ -34,6 +36,9 @@ pub struct LogItem {
     pub stream: LogStream,
     pub step: Option<String>,
     pub text: String,
+    /// The run that printed it, and how far its stream reaches with this line: kept with the line, so that a later daemon
+    /// goes on exactly behind it.
+    pub run: Option<(RunId, u64)>,
 }
 
 /// The way into a log. Clones share it; when the last is dropped, the log is closed.
@@ -69,8 +74,32 @@ impl LogWriter {
 
     /// preheat's own words.
     pub async fn say(&self, text: impl Into<String>) {
-        self.write(LogItem { stream: LogStream::Sys, step: None, text: text.into() }).await;
+        self.write(ours(text.into())).await;
     }
+}
+
+/// preheat's own words.
+fn ours(text: String) -> LogItem {
+    LogItem { stream: LogStream::Sys, step: None, text, run: None }
+}
+
+/// How far the outputs of a run are in the log at `path`: behind the last line of each.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn position(path: &Path, run: &RunId) -> std::io::Result<Position> {
+    let mut at = Position::default();
+    for raw in BufReader::new(std::fs::File::open(path)?).split(b'\n') {
+        let Ok(line) = serde_json::from_slice::<LogLine>(&raw?) else { continue };
+        if let (Some(end), true) = (line.end, line.run.as_ref() == Some(run)) {
+            match line.stream {
+                LogStream::Out => at.out = at.out.max(end),
+                LogStream::Err => at.err = at.err.max(end),
+                LogStream::Sys => {}
+            }
+        }
+    }
+    Ok(at)
 }
 
 /// Counts the whole lines of a log and cuts off a last one that a crash left half-written.
@@ -105,8 +134,10 @@ struct Sink {
 }
 
 impl Sink {
-    async fn put(&mut self, stream: LogStream, step: Option<String>, text: String) -> std::io::Result<()> {
-        let line = LogLine { n: self.lines + 1, at_ms: UnixMillis::now(), stream, step, text };
+    async fn put(&mut self, item: LogItem) -> std::io::Result<()> {
+        let LogItem { stream, step, text, run } = item;
+        let (run, end) = run.unzip();
+        let line = LogLine { n: self.lines + 1, at_ms: UnixMillis::now(), stream, step, text, run, end };
         let mut json = serde_json::to_vec(&line)?;
         json.push(b'\n');
         self.file.write_all(&json).await?;
@@ -123,13 +154,13 @@ impl Sink {
                     "the log is larger than {} bytes (builds.log_max): the rest is dropped",
                     self.bytes_max
                 );
-                self.put(LogStream::Sys, None, text).await?;
+                self.put(ours(text)).await?;
             }
             self.dropped += 1;
             return Ok(());
         }
         let text = redactor.redact(&item.text).into_owned();
-        self.put(item.stream, item.step, text).await
+        self.put(LogItem { text, ..item }).await
     }
 }
 
@@ -156,7 +187,8 @@ async fn write_all(
         head.send_replace(LogHead { lines: sink.lines, closed: false });
     }
     if sink.dropped > 0 {
-        sink.put(LogStream::Sys, None, format!("{} lines were dropped", sink.dropped)).await.ok();
+        let text = format!("{} lines were dropped", sink.dropped);
+        sink.put(ours(text)).await.ok();
     }
     sink.file.flush().await.ok();
     sink.file.get_ref().sync_data().await.ok();
@@ -275,7 +307,7 @@ mod tests {
         let path = dir.path().join("log");
         let (writer, head) = LogWriter::open(&path, Redactor::none(), 200).expect("it opens");
         for _ in 0..100 {
-            let item = LogItem { stream: LogStream::Out, step: None, text: "x".repeat(50) };
+            let item = LogItem { stream: LogStream::Out, step: None, text: "x".repeat(50), run: None };
             writer.write(item).await;
         }
         writer.say("result: success").await;

@@ -126,14 +126,18 @@ async fn run_step(work: &Work, step: &Step, deadline: Deadline) -> Result<Ended,
         kill_grace: work.kill_grace,
     };
     let (sender, mut lines) = mpsc::channel::<Line>(LINES_WAITING_MAX);
-    let run = work.channel.run(&script, sender, work.cancel.clone());
+    let id = work.channel.reserve();
+    let run = work.channel.run(&id, &script, sender, work.cancel.clone());
     let copy = async {
         while let Some(line) = lines.recv().await {
             let stream = match line.stream {
                 Stream::Out => LogStream::Out,
                 Stream::Err => LogStream::Err,
             };
-            work.log.write(LogItem { stream, step: Some(step.name.clone()), text: line.text }).await;
+            let step = Some(step.name.clone());
+            work.log
+                .write(LogItem { stream, step, text: line.text, run: Some((id.clone(), line.end)) })
+                .await;
         }
     };
     // Both to their ends: every line that was printed is in the log before the step is over.

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Deadline;
+use crate::ids::RunId;
 use crate::runtime::Fault;
 
 /// Where a guest answers and as whom.
@@ -45,6 +46,24 @@ pub enum Stream {
 pub struct Line {
     pub stream: Stream,
     pub text: String,
+    /// Bytes of its stream from the run's beginning up to the end of this line, its line end included.
+    pub end: u64,
+}
+
+/// How far the two outputs of a run have been read, in bytes from their beginning. It lies behind a whole line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Position {
+    pub out: u64,
+    pub err: u64,
+}
+
+/// The bounds of a run that was begun before.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// What is left of the script's time.
+    pub timeout: Duration,
+    /// As in [`Script::kill_grace`].
+    pub kill_grace: Duration,
 }
 
 /// A command for the guest's login shell. Nothing of it appears in an argument list, on the host or in the guest.
@@ -143,18 +162,39 @@ pub trait Channel: Send + Sync {
     /// Streams an uncompressed tar file into [`WORK_DIR`], which it makes. Returns the bytes sent.
     fn put_tree<'a>(&'a self, tar: &'a Path, deadline: Deadline) -> BoxFuture<'a, Result<u64, Fault>>;
 
-    /// Runs a script; its lines go to `lines` as they appear. When it returns, every line that was printed has been sent,
-    /// and no process of the script is left.
+    /// The name for the next run that begins the quickest. Any other name is as good, and a little slower.
+    fn reserve(&self) -> RunId {
+        RunId::new()
+    }
+
+    /// Runs a script; its lines go to `lines` as they appear. When it returns with how it ended, every line that was printed
+    /// has been sent, and no process of the script is left. The run outlives the connection, and it outlives this future:
+    /// with a fault, or dropped, it may go on in the guest, and [`attach`](Channel::attach) finds it by its name.
     fn run<'a>(
         &'a self,
+        id: &'a RunId,
         script: &'a Script,
         lines: mpsc::Sender<Line>,
         cancel: CancellationToken,
     ) -> BoxFuture<'a, Result<Ended, Fault>>;
 
+    /// Takes up a run that was begun before: its lines behind `from` go to `lines`, those that were printed meanwhile and
+    /// those that come. `None` when the script never began, so that it may be run. As [`run`](Channel::run) otherwise.
+    fn attach<'a>(
+        &'a self,
+        id: &'a RunId,
+        from: Position,
+        bounds: Bounds,
+        lines: mpsc::Sender<Line>,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'a, Result<Option<Ended>, Fault>>;
+
     /// Takes files out.
     fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>>;
 
-    /// Resolves when the connection is gone.
+    /// Resolves when the guest can be reached no more: a connection that merely broke is opened again before that.
     fn lost(&self) -> BoxFuture<'static, Fault>;
+
+    /// The guest is dead: whatever waits for it ends with `why`, and nothing is tried again.
+    fn abandon(&self, why: Fault);
 }

@@ -242,7 +242,7 @@ async fn relay(
     // When nobody listens any more it is still read, or the step would stand still on a full pipe.
     let pass = async |texts: Vec<String>| {
         for text in texts {
-            lines.send(Line { stream: kind, text }).await.ok();
+            lines.send(Line { stream: kind, text, end: 0 }).await.ok();
         }
     };
     while let Ok(n @ 1..) = stream.read(&mut piece).await {
@@ -262,6 +262,6 @@ async fn relay(
 
 /// Answers for a script that is not even sent.
 pub(super) async fn refuse(bad: &BadScript, lines: &mpsc::Sender<Line>) -> Ended {
-    lines.send(Line { stream: Stream::Err, text: format!("preheat: {bad}") }).await.ok();
+    lines.send(Line { stream: Stream::Err, text: format!("preheat: {bad}"), end: 0 }).await.ok();
     Ended::Exited(NOT_BEGUN)
 }

@@ -12,8 +12,12 @@ use tokio::time::{sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::master::{self, Master, Miss};
-use super::{Channel, Connector, Ended, Line, Script, Take, TakeError, Taken, Target, run, script, transfer};
+use super::{
+    Bounds, Channel, Connector, Ended, Line, Position, Script, Take, TakeError, Taken, Target, run, script,
+    transfer,
+};
 use crate::clock::{Deadline, now};
+use crate::ids::RunId;
 use crate::runtime::{Fault, Reason};
 
 /// Commands at once over one connection. sshd's `MaxSessions` is 10, a slot is free a little after its command's end, and
@@ -401,12 +405,26 @@ impl Channel for SshChannel {
 
     fn run<'a>(
         &'a self,
+        _id: &'a RunId,
         script: &'a Script,
         lines: mpsc::Sender<Line>,
         cancel: CancellationToken,
     ) -> BoxFuture<'a, Result<Ended, Fault>> {
         self.inner.run(script, lines, cancel).boxed()
     }
+
+    fn attach<'a>(
+        &'a self,
+        _id: &'a RunId,
+        _from: Position,
+        _bounds: Bounds,
+        _lines: mpsc::Sender<Line>,
+        _cancel: CancellationToken,
+    ) -> BoxFuture<'a, Result<Option<Ended>, Fault>> {
+        async { Err(Fault::new(Reason::ConnectionLost, "attach", "not there yet")) }.boxed()
+    }
+
+    fn abandon(&self, _why: Fault) {}
 
     fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>> {
         transfer::take(&self.inner.wire, take).boxed()

@@ -100,6 +100,9 @@ pub trait Runtime: Send + Sync + 'static {
         options: &'a RunOptions,
     ) -> BoxFuture<'a, Result<Box<dyn RunProcess>, Fault>>;
 
+    /// Takes up a VM that an earlier process started: whoever holds its lock is its process. `None` when it does not run.
+    fn adopt<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<Option<Box<dyn RunProcess>>, Fault>>;
+
     /// The address at which the guest can be reached, once it has one.
     fn address<'a>(
         &'a self,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, pending};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,10 @@ use super::{
 };
 use crate::clock::Deadline;
 use crate::config::Network;
-use crate::guest::{Channel, Connector, Ended, Line, Script, Stream, Take, TakeError, Taken, Target};
+use crate::guest::{
+    Bounds, Channel, Connector, Ended, Line, Position, Script, Stream, Take, TakeError, Taken, Target,
+};
+use crate::ids::RunId;
 
 /// What can be scripted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,11 +29,13 @@ pub enum Step {
     Clone,
     Configure,
     Start,
+    Adopt,
     Address,
     Connect,
     Probe,
     PutTree,
     Run,
+    Attach,
     Take,
     Kill,
     Stop,
@@ -69,6 +74,15 @@ struct SimVm {
     address: IpAddr,
     /// Cancelled when the guest dies.
     dead: CancellationToken,
+    /// What was begun in it, by name. A run outlives its connection.
+    runs: Arc<Mutex<HashMap<RunId, watch::Receiver<SimOutput>>>>,
+}
+
+/// What a run has printed, and how it ended.
+#[derive(Debug, Clone, Default)]
+struct SimOutput {
+    lines: Vec<Line>,
+    ended: Option<Ended>,
 }
 
 impl Sim {
@@ -155,7 +169,7 @@ impl Inner {
     fn insert(&mut self, name: &str, state: ListedState) {
         let [_, _, high, low] = u32::try_from(self.vms.len()).unwrap_or(0).to_be_bytes();
         let address = IpAddr::V4(Ipv4Addr::new(127, 99, high, low));
-        let vm = SimVm { state, address, dead: CancellationToken::new() };
+        let vm = SimVm { state, address, dead: CancellationToken::new(), runs: Arc::default() };
         self.vms.insert(name.to_owned(), vm);
     }
 
@@ -194,6 +208,17 @@ impl Runtime for Sim {
             }
             inner.note_running();
             Ok(Box::new(SimRun { sim: self.clone(), name, dead }) as Box<dyn RunProcess>)
+        }
+        .boxed()
+    }
+
+    fn adopt<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<Option<Box<dyn RunProcess>>, Fault>> {
+        async move {
+            let name = vm.to_string();
+            self.act(Step::Adopt, &name).await?;
+            let found = self.vm(&name).ok().filter(|vm| vm.state == ListedState::Running);
+            Ok(found
+                .map(|vm| Box::new(SimRun { sim: self.clone(), name, dead: vm.dead }) as Box<dyn RunProcess>))
         }
         .boxed()
     }
@@ -300,7 +325,7 @@ impl Connector for Sim {
             acted.unwrap_or_else(|_| Err(late()))?;
             let inner = self.lock();
             let vm = inner.vms.values().find(|vm| vm.address == target.address).ok_or_else(late)?;
-            let channel = SimChannel { sim: self.clone(), dead: vm.dead.clone() };
+            let channel = SimChannel { sim: self.clone(), dead: vm.dead.child_token(), runs: vm.runs.clone() };
             Ok(Arc::new(channel) as Arc<dyn Channel>)
         }
         .boxed()
@@ -310,6 +335,7 @@ impl Connector for Sim {
 struct SimChannel {
     sim: Sim,
     dead: CancellationToken,
+    runs: Arc<Mutex<HashMap<RunId, watch::Receiver<SimOutput>>>>,
 }
 
 fn lost() -> Fault {
@@ -328,21 +354,73 @@ impl SimChannel {
         }
     }
 
-    /// A small shell: `echo TEXT`, `sleep SECONDS`, `exit CODE`, separated by `;`.
-    async fn interpret(&self, command: &str, lines: &mpsc::Sender<Line>) -> i32 {
-        for part in command.split(';').map(str::trim) {
-            let (verb, rest) = part.split_once(' ').unwrap_or((part, ""));
-            match verb {
-                "echo" => {
-                    lines.send(Line { stream: Stream::Out, text: rest.to_owned() }).await.ok();
-                }
-                "sleep" => sleep(Duration::from_secs(rest.parse().unwrap_or(0))).await,
-                "exit" => return rest.parse().unwrap_or(2),
-                _ => {}
-            }
-        }
-        0
+    fn runs(&self) -> MutexGuard<'_, HashMap<RunId, watch::Receiver<SimOutput>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The lines of a run behind `from` as they come, until it ends.
+    async fn follow(
+        &self,
+        mut output: watch::Receiver<SimOutput>,
+        from: u64,
+        lines: &mpsc::Sender<Line>,
+    ) -> Option<Ended> {
+        let mut passed = from;
+        loop {
+            let seen = output.borrow_and_update().clone();
+            for line in seen.lines.into_iter().filter(|line| line.end > from) {
+                if line.end > passed {
+                    passed = line.end;
+                    lines.send(line).await.ok();
+                }
+            }
+            if seen.ended.is_some() {
+                return seen.ended;
+            }
+            output.changed().await.ok()?;
+        }
+    }
+
+    /// The end of a run that goes on in the guest, whoever looks.
+    async fn see_through(
+        &self,
+        output: watch::Receiver<SimOutput>,
+        from: u64,
+        timeout: Duration,
+        lines: mpsc::Sender<Line>,
+        cancel: CancellationToken,
+    ) -> Result<Ended, Fault> {
+        tokio::select! {
+            biased;
+            () = self.dead.cancelled() => Err(lost()),
+            () = cancel.cancelled() => Ok(Ended::Cancelled),
+            () = sleep(timeout) => Ok(Ended::TimedOut),
+            ended = self.follow(output, from, &lines) => ended.ok_or_else(lost),
+        }
+    }
+}
+
+/// A small shell in the guest: `echo TEXT`, `sleep SECONDS`, `exit CODE`, separated by `;`.
+async fn interpret(command: String, output: watch::Sender<SimOutput>) {
+    let mut end = 0;
+    let mut code = 0;
+    for part in command.split(';').map(str::trim) {
+        let (verb, rest) = part.split_once(' ').unwrap_or((part, ""));
+        match verb {
+            "echo" => {
+                end += rest.len() as u64 + 1;
+                let line = Line { stream: Stream::Out, text: rest.to_owned(), end };
+                output.send_modify(|o| o.lines.push(line));
+            }
+            "sleep" => sleep(Duration::from_secs(rest.parse().unwrap_or(0))).await,
+            "exit" => {
+                code = rest.parse().unwrap_or(2);
+                break;
+            }
+            _ => {}
+        }
+    }
+    output.send_modify(|o| o.ended = Some(Ended::Exited(code)));
 }
 
 impl Channel for SimChannel {
@@ -356,21 +434,41 @@ impl Channel for SimChannel {
 
     fn run<'a>(
         &'a self,
+        id: &'a RunId,
         script: &'a Script,
         lines: mpsc::Sender<Line>,
         cancel: CancellationToken,
     ) -> BoxFuture<'a, Result<Ended, Fault>> {
         async move {
             self.alive(Step::Run, script.timeout).await?;
-            tokio::select! {
-                biased;
-                () = self.dead.cancelled() => Err(lost()),
-                () = cancel.cancelled() => Ok(Ended::Cancelled),
-                () = sleep(script.timeout) => Ok(Ended::TimedOut),
-                code = self.interpret(&script.command, &lines) => Ok(Ended::Exited(code)),
-            }
+            let (print, output) = watch::channel(SimOutput::default());
+            self.runs().insert(id.clone(), output.clone());
+            let (dead, command) = (self.dead.clone(), script.command.clone());
+            tokio::spawn(async move { dead.run_until_cancelled_owned(interpret(command, print)).await });
+            self.see_through(output, 0, script.timeout, lines, cancel).await
         }
         .boxed()
+    }
+
+    fn attach<'a>(
+        &'a self,
+        id: &'a RunId,
+        from: Position,
+        bounds: Bounds,
+        lines: mpsc::Sender<Line>,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'a, Result<Option<Ended>, Fault>> {
+        async move {
+            self.alive(Step::Attach, bounds.timeout).await?;
+            let output = self.runs().get(id).cloned();
+            let Some(output) = output else { return Ok(None) };
+            self.see_through(output, from.out, bounds.timeout, lines, cancel).await.map(Some)
+        }
+        .boxed()
+    }
+
+    fn abandon(&self, _why: Fault) {
+        self.dead.cancel();
     }
 
     fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>> {

@@ -140,6 +140,10 @@ impl Runtime for Tart {
         async move { self.start_now(vm, options) }.boxed()
     }
 
+    fn adopt<'a>(&'a self, _vm: &'a VmName) -> BoxFuture<'a, Result<Option<Box<dyn RunProcess>>, Fault>> {
+        async { Ok(None) }.boxed()
+    }
+
     fn address<'a>(
         &'a self,
         vm: &'a VmName,

@@ -158,7 +158,8 @@ async fn warm_up(channel: &dyn Channel, recipe: &Recipe) -> Result<(), Fault> {
         }
         last.into_iter().rev().collect::<Vec<_>>().join(" / ")
     };
-    let (ended, said) = tokio::join!(channel.run(&script, sender, CancellationToken::new()), read);
+    let id = channel.reserve();
+    let (ended, said) = tokio::join!(channel.run(&id, &script, sender, CancellationToken::new()), read);
     let why = match ended? {
         Ended::Exited(0) => return Ok(()),
         Ended::Exited(code) => format!("exit code {code}"),

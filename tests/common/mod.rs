@@ -94,7 +94,15 @@ impl Fake {
         if let Some(record) = self.builds.lock().expect("whole").get_mut(&id.0) {
             let n = record.lines.len() as u64 + 1;
             let step = Some("make".into());
-            record.lines.push(LogLine { n, at_ms: UnixMillis(1), stream, step, text: text.into() });
+            record.lines.push(LogLine {
+                n,
+                at_ms: UnixMillis(1),
+                stream,
+                step,
+                text: text.into(),
+                run: None,
+                end: None,
+            });
         }
         self.changed.send_modify(|n| *n += 1);
     }
