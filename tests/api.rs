@@ -123,6 +123,22 @@ async fn a_plain_body_is_a_source_and_the_query_describes_it() {
 }
 
 #[tokio::test]
+async fn a_large_source_is_taken_in_either_way() {
+    let fake = Fake::new();
+    let server = Server::with(&fake, ([127, 0, 0, 1], 0).into(), |options| {
+        options.source_max = preheat::config::ByteSize(32 << 20);
+    })
+    .await;
+    let large = vec![7; 20 << 20];
+    let url = server.at("/api/v1/builds");
+    let as_form = http().post(&url).multipart(form(r#"{"pool":"linux"}"#, large.clone()));
+    assert_eq!(sent(as_form).await.status(), 201);
+    let as_body = http().post(format!("{url}?pool=linux")).header("content-type", "application/x-tar");
+    assert_eq!(sent(as_body.body(large.clone())).await.status(), 201);
+    assert!(*fake.sources.lock().expect("whole") == [large.clone(), large]);
+}
+
+#[tokio::test]
 async fn every_refusal_has_a_word_in_json() {
     let fake = Fake::new();
     let server = Server::start(&fake).await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
@@ -65,6 +66,8 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(lists::metrics))
         .fallback(unknown)
         .method_not_allowed_fallback(method_refused)
+        // Bodies have bounds of their own (`intake`, by the configuration); axum's would refuse a form over 2 MB.
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(app.clone(), guard::guard))
         .layer(from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
