@@ -4,7 +4,7 @@
  *   initramfs: devices, modules, the disk  ->  switch to the disk
  *   disk:      mounts, loopback, eth0      ->  "tart-qemu: network up" on the console
  *              sshd (restarted if it ends) ->  "tart-qemu: ssh up", once it listens
- *              virtio-serial ports, one process each
+ *              virtio-serial ports, one process each (restarted if it ends)
  *
  * A port carries frames: type (1 byte), length (4, big endian), payload. A host that connects sends N <nonce>
  * first and reads until it sees n <nonce>: what an earlier client left in the queue ends there.
@@ -527,15 +527,36 @@ static void serve_connection(int port) {
   end_session(&s);
 }
 
-static void serve_port(const char *path) {
+/* A port has the number that the host gave it, from 1; its device, the one that the driver found it at. */
+static int open_node(int number) {
+  int port = -1, device, found;
+  DIR *dev = opendir("/dev");
+  for (struct dirent *entry; port < 0 && dev && (entry = readdir(dev));)
+    if (sscanf(entry->d_name, "vport%dp%d", &device, &found) == 2 && found == number)
+      port = openat(dirfd(dev), entry->d_name, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+  if (dev) closedir(dev);
+  return port;
+}
+
+/* The kernel makes the node before the driver knows the port: an open in between fails with ENXIO, and soon succeeds. */
+static int open_port(int number) {
+  int port;
+  for (int tries = 0; (port = open_node(number)) < 0 && tries < 5000; tries++) usleep(tries < 500 ? 2000 : 20000);
+  return port;
+}
+
+static void serve_port(int number) {
   default_signals();
   signal(SIGPIPE, SIG_IGN);
   sigset_t io;
   sigemptyset(&io);
   sigaddset(&io, SIGIO);
   sigprocmask(SIG_BLOCK, &io, NULL);
-  int port = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-  if (port < 0) _exit(1);
+  int port = open_port(number);
+  if (port < 0) {
+    say("tart-qemu: no port %d: %m\n", number);
+    _exit(1);
+  }
   fcntl(port, F_SETOWN, getpid());
   fcntl(port, F_SETFL, O_NONBLOCK | O_ASYNC);
   for (;;) {
@@ -551,18 +572,10 @@ static void serve_port(const char *path) {
   }
 }
 
-static int is_port(const struct dirent *entry) { return !strncmp(entry->d_name, "vport", 5); }
-
-static void start_ports(int module) {
-  struct dirent **ports;
-  int count = 0;
-  insert_module_fd(module);
-  for (int tries = 0; tries < 500 && (count = scandir("/dev", &ports, is_port, alphasort)) < PORTS; tries++) usleep(2000);
-  for (int number = 0; number < count; number++) {
-    char path[32];
-    snprintf(path, sizeof path, "/dev/%.20s", ports[number]->d_name);
-    if (!fork()) serve_port(path);
-  }
+static pid_t start_port(int number) {
+  pid_t pid = fork();
+  if (!pid) serve_port(number);
+  return pid;
 }
 
 static void grow_disk(void) {
@@ -591,7 +604,9 @@ int main(void) {
   say("tart-qemu: network up\n");
   pid_t sshd = start_sshd();
   report_sshd();
-  start_ports(console_module);
+  insert_module_fd(console_module);
+  pid_t ports[PORTS];
+  for (int at = 0; at < PORTS; at++) ports[at] = start_port(at + 1);
   write_file("/proc/sys/kernel/printk", "4");
   grow_disk();
   for (;;) {
@@ -603,10 +618,13 @@ int main(void) {
     sigaddset(&wanted, SIGTERM);
     sigwait(&wanted, &number);
     if (number != SIGCHLD) power_off();
-    for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
+    for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;) {
       if (pid == sshd) {
         usleep(20000);
         sshd = start_sshd();
       }
+      for (int at = 0; at < PORTS; at++)
+        if (pid == ports[at]) ports[at] = start_port(at + 1);
+    }
   }
 }
