@@ -122,7 +122,8 @@ fn a_shell_in_a_running_build_is_a_word_away() {
     let house = shared();
     let id = house.submit(&[&tiny(house.dir()), "--step", HOLD, "--pool", "linux"]);
     house.printed(id, "begun");
-    let output = house.preheat(&["ssh", &id.to_string(), "--", "touch /tmp/go; id -un"]);
+    let output = house.preheat(&["ssh", &id.to_string(), "--", "id -un"]);
     assert_eq!((output.status.code(), out(&output).as_str()), (Some(0), "admin\n"), "{}", err(&output));
+    house.release(house.view(id).vm.as_deref().expect("it has one"));
     assert_eq!(house.over(id).result, Some(BuildResult::Success));
 }
