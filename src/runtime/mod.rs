@@ -3,6 +3,7 @@
 
 pub mod command;
 pub mod fault;
+pub mod lock_owner;
 pub mod sim;
 pub mod tart;
 pub mod verb;

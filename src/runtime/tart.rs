@@ -13,6 +13,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::command::{CommandError, Group, Invocation, Output, Streams};
+use super::lock_owner::Adopted;
 use super::{
     Fault, GuestOs, ImageInfo, Listed, ListedState, Reason, RunOptions, RunProcess, Runtime, Shape, Verb,
     VmName,
@@ -140,8 +141,16 @@ impl Runtime for Tart {
         async move { self.start_now(vm, options) }.boxed()
     }
 
-    fn adopt<'a>(&'a self, _vm: &'a VmName) -> BoxFuture<'a, Result<Option<Box<dyn RunProcess>>, Fault>> {
-        async { Ok(None) }.boxed()
+    fn adopt<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<Option<Box<dyn RunProcess>>, Fault>> {
+        async move {
+            let config = self.home.join("vms").join(vm.to_string()).join("config.json");
+            let found = Adopted::find(config, self.run_log(vm), POWER_CUT_GRACE, adopted_run_end);
+            let found = found.map_err(|e| {
+                Fault::new(Reason::VerbFailed, "find the owner of config.json's lock", e.to_string())
+            })?;
+            Ok(found.map(|process| Box::new(process) as Box<dyn RunProcess>))
+        }
+        .boxed()
     }
 
     fn address<'a>(
@@ -356,6 +365,15 @@ fn classify_run_end(code: Option<i32>, text: &str) -> Fault {
     fault
 }
 
+/// The same for a `run` that is not our child: its text is there, its exit code is not.
+fn adopted_run_end(log: &Path) -> Fault {
+    let mut fault = classify_run_end(Some(0), &tail(log));
+    if fault.text.is_empty() || fault.text.starts_with("it exited with") {
+        fault.text = "it ended; its exit code went to the daemon before this one".to_owned();
+    }
+    fault
+}
+
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(count)..].join(" / ")
@@ -465,6 +483,17 @@ mod tests {
             let fault = classify_run_end(Some(0), text);
             assert_eq!(fault.reason, Reason::GuestStopped);
         }
+    }
+
+    #[test]
+    fn the_end_of_an_adopted_run_is_read_from_its_log() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = dir.path().join("log");
+        let fault = adopted_run_end(&log);
+        assert_eq!(fault.reason, Reason::GuestStopped);
+        assert!(fault.text.contains("exit code went"), "{fault}");
+        std::fs::write(&log, "Softnet failed: no").expect("written");
+        assert_eq!(adopted_run_end(&log).reason, Reason::Softnet);
     }
 
     #[test]
