@@ -1,9 +1,10 @@
-//! What unit tests of several rooms share: a configuration without pools, and a pool.
+//! What unit tests of several rooms share: a configuration without pools, a pool, and a build.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::build::spec::{BuildSpec, Step};
 use crate::config::{
     Api, Builds, ByteSize, Config, Home, Host, Log, Network, Pool, RuntimeConfig, VerbDeadlines,
 };
@@ -70,4 +71,23 @@ pub fn pool(image: &str) -> Pool {
         max_age: Duration::from_secs(8 * 3600),
         run_args: Vec::new(),
     }
+}
+
+/// A build of one step in the pool `linux`, with two retries.
+pub fn spec() -> BuildSpec {
+    BuildSpec {
+        project: "p".into(),
+        pool: "linux".parse().expect("a name"),
+        steps: vec![step("step", "echo")],
+        env: BTreeMap::new(),
+        secrets: Vec::new(),
+        artifacts: Vec::new(),
+        timeout: Duration::from_secs(3600),
+        retries: 2,
+    }
+}
+
+/// A step of ten minutes at most.
+pub fn step(name: &str, command: &str) -> Step {
+    Step { name: name.into(), command: command.into(), dir: String::new(), timeout: Duration::from_secs(600) }
 }

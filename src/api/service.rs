@@ -109,7 +109,7 @@ pub trait Service: Send + Sync + 'static {
     /// One build.
     fn build(&self, id: BuildId) -> BoxFuture<'_, Result<BuildView, Refused>>;
 
-    /// Cancels a build; the answer comes when the request is taken, not when the build has ended.
+    /// Cancels a build; the answer comes when the request is on disk, not when the build has ended.
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), Refused>>;
 
     /// The log from line `after` + 1 on. With `follow` the stream goes on until the build is over; a line comes once.

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
+use ractor::rpc::CallResult;
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -13,25 +14,26 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::live::{LiveBuild, LiveBuilds};
 use super::log::{LogHead, LogWriter};
+use super::phases::Stopwatch;
 use super::pipeline::{self, Progress, Work};
+use super::place::{Doing, Place, Verdict};
+use super::recorder::{JOURNAL_PAUSE, Recorder, Written};
 use super::redact::Redactor;
 use super::spec::BuildResult;
 use super::state::{self, Budget, Effect, Event, Outcome, State};
 use crate::api::service::Ticket;
-use crate::api::wire::{Claim, PhaseView};
-use crate::clock::{self, Instant, UnixMillis};
+use crate::api::wire::Claim;
+use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::ids::BuildId;
 use crate::pool::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
 use crate::store::{BuildRecord, Store, StoreError};
-use crate::telemetry::events::{BuildEnded, BuildPhaseEnded, BuildRetried, Degraded, StaleReport, VmClaimed};
+use crate::telemetry::events::{BuildEnded, BuildRetried, Degraded, StaleReport, VmClaimed};
 
 /// The pause before the second attempt; it doubles with each.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// And is not longer than this.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// While the journal cannot take a result, it is offered again this often.
-const JOURNAL_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the actor hears.
 pub enum BuildMessage {
@@ -42,7 +44,8 @@ pub enum BuildMessage {
     Claim,
     /// The guest of this VM was not reported dead in time.
     TearDownLate(String),
-    Cancel,
+    /// Answered when the request is on disk.
+    Cancel(RpcReplyPort<()>),
     /// The result is on disk.
     Recorded,
 }
@@ -63,6 +66,8 @@ pub struct BuildArguments {
     pub context: BuildContext,
     pub record: BuildRecord,
     pub secrets: Arc<BTreeMap<String, SecretString>>,
+    /// It goes on in the VM that it had under an earlier daemon, and which the pool has adopted for it.
+    pub go_on: bool,
     /// Its place in the daemon; `None` for a build that was accepted before a restart.
     pub ticket: Option<Ticket>,
 }
@@ -74,9 +79,9 @@ pub struct BuildHandle {
 }
 
 impl BuildHandle {
-    /// Asks the build to end.
-    pub fn cancel(&self) {
-        self.actor.cast(BuildMessage::Cancel).ok();
+    /// Asks the build to end. True when that is on disk; false when the build is over before, or after `limit`.
+    pub async fn cancel(&self, limit: Duration) -> bool {
+        matches!(self.actor.call(BuildMessage::Cancel, Some(limit)).await, Ok(CallResult::Success(())))
     }
 
     /// The actor's identity, as supervision events carry it.
@@ -104,12 +109,10 @@ pub struct BuildLife {
     log: Option<LogWriter>,
     lease: Option<Lease>,
     dead_vms: u16,
-    cancelled: bool,
-    phase_began: Option<Instant>,
+    phases: Stopwatch,
     cancel: CancellationToken,
     task: Option<AbortOnDropHandle<()>>,
-    /// Writes the record down whenever it has changed; slower than the changes, it writes the newest.
-    _recorder: AbortOnDropHandle<()>,
+    recorder: Recorder,
 }
 
 impl Actor for BuildActor {
@@ -122,30 +125,34 @@ impl Actor for BuildActor {
         me: ActorRef<BuildMessage>,
         args: BuildArguments,
     ) -> Result<BuildLife, ActorProcessingErr> {
-        let BuildArguments { context, mut record, secrets, ticket } = args;
-        record.running = false;
+        let BuildArguments { context, mut record, secrets, go_on, ticket } = args;
+        let phases = Stopwatch::over(&mut record);
+        record.running = go_on;
         let (log, head) = open_log(&context.config, record.id, &secrets)?;
         let (publish, changed) = watch::channel(record.clone());
         let handle = BuildHandle { actor: me.clone() };
-        context.live.enter(record.id, LiveBuild { record: changed.clone(), log: head, handle });
-        let recorder = AbortOnDropHandle::new(tokio::spawn(write_down(context.store.clone(), changed)));
+        context.live.enter(record.id, LiveBuild { record: changed, log: head, handle });
+        let recorder = Recorder::new(context.store.clone(), record.clone());
         let mut life = BuildLife {
             dead_vms: 0,
-            cancelled: false,
             context,
             secrets,
             _ticket: ticket,
-            state: State::Waiting,
+            state: if go_on { State::Adopting } else { State::Waiting },
             record,
             publish,
             log: Some(log),
             lease: None,
-            phase_began: None,
+            phases,
             cancel: CancellationToken::new(),
             task: None,
-            _recorder: recorder,
+            recorder,
         };
-        life.claim(&me);
+        if go_on {
+            life.context.pool.take_up(life.record.id, lessee(&me));
+        } else {
+            life.claim(&me);
+        }
         Ok(life)
     }
 
@@ -158,14 +165,14 @@ impl Actor for BuildActor {
         match message {
             BuildMessage::Pool(LeaseEvent::Granted(lease)) => life.granted(&me, lease),
             BuildMessage::Pool(LeaseEvent::GuestDead(vm)) => life.guest_dead(&me, &vm.to_string()),
+            BuildMessage::Pool(LeaseEvent::NotAdopted(why)) => {
+                life.step(&me, Event::NotAdopted(format!("the daemon was restarted, and {why}")));
+            }
             BuildMessage::TearDownLate(vm) => life.guest_dead(&me, &vm),
             BuildMessage::Progress(progress) => life.progress(progress),
             BuildMessage::WorkEnded(outcome) => life.step(&me, Event::WorkEnded(outcome)),
             BuildMessage::Claim => life.claim(&me),
-            BuildMessage::Cancel => {
-                life.cancelled = true;
-                life.step(&me, Event::CancelAsked);
-            }
+            BuildMessage::Cancel(told) => life.cancel_asked(&me, told),
             BuildMessage::Recorded => life.close(&me),
         }
         Ok(())
@@ -208,16 +215,11 @@ fn open_log(
     LogWriter::open(&log_path(config, id), Redactor::new(secrets.values()), config.builds.log_max.0)
 }
 
-async fn write_down(store: Store, mut changed: watch::Receiver<BuildRecord>) {
-    while changed.changed().await.is_ok() {
-        let record = changed.borrow_and_update().clone();
-        // The result goes another way: with what is owed, as one.
-        if record.result.is_none()
-            && let Err(error) = store.save(record).await
-        {
-            Degraded { what: "journal", error: error.to_string() }.emit();
-        }
-    }
+fn lessee(me: &ActorRef<BuildMessage>) -> Lessee {
+    let told = me.clone();
+    Arc::new(move |event| {
+        told.cast(BuildMessage::Pool(event)).ok();
+    })
 }
 
 impl BuildLife {
@@ -236,7 +238,7 @@ impl BuildLife {
         Budget {
             retries_left: allowed.saturating_sub(self.record.attempt),
             dead_vms: self.dead_vms,
-            cancelled: self.cancelled,
+            cancelled: self.record.cancel_asked,
         }
     }
 
@@ -250,11 +252,28 @@ impl BuildLife {
                 self.claim(me);
             }
             Effect::Retry { why } => self.retry(me, &why),
-            Effect::Work => self.work(me),
+            Effect::Work => self.work(me, None),
+            Effect::GoOn => {
+                let vm = self.record.vm.as_deref().unwrap_or_default();
+                self.say(format!("preheat was started again; the build goes on in {vm}"));
+                self.work(me, self.record.place.clone());
+            }
             Effect::CancelWork => self.cancel.cancel(),
             Effect::TearDown => self.tear_down(me),
             Effect::Finish(result, reason) => self.finish(me, result, reason),
         }
+    }
+
+    /// Whoever asked is told when the request is on disk: from then on a restart of the daemon does not lose it.
+    fn cancel_asked(&mut self, me: &ActorRef<BuildMessage>, told: RpcReplyPort<()>) {
+        self.record.cancel_asked = true;
+        let written = self.announce();
+        tokio::spawn(async move {
+            if written.wait().await {
+                told.send(()).ok();
+            }
+        });
+        self.step(me, Event::CancelAsked);
     }
 
     /// The death of a VM of an attempt before is no news.
@@ -268,20 +287,23 @@ impl BuildLife {
         if self.state != State::Waiting {
             return;
         }
-        self.end_phase(None);
         (self.task, self.lease) = (None, None);
         self.record.running = false;
-        self.record.vm = None;
-        self.begin_phase("queue", None);
-        let told = me.clone();
-        let lessee: Lessee = Arc::new(move |event| {
-            told.cast(BuildMessage::Pool(event)).ok();
-        });
+        (self.record.vm, self.record.place) = (None, None);
+        // One that waited under an earlier daemon waits on.
+        if !self.phases.runs(&self.record, "queue", self.record.attempt + 1) {
+            self.end_phase(None);
+            self.begin_phase("queue", None);
+        }
         let (id, pool) = (self.record.id, self.record.spec.pool.clone());
-        self.context.pool.claim(id, pool, self.record.submitted_ms, lessee);
+        self.context.pool.claim(id, pool, self.record.submitted_ms, lessee(me));
     }
 
     fn granted(&mut self, me: &ActorRef<BuildMessage>, lease: Lease) {
+        if self.state == State::Adopting {
+            self.lease = Some(lease);
+            return self.step(me, Event::Granted);
+        }
         if self.state != State::Waiting {
             return; // Cancelled meanwhile: the lease is dropped, and its VM taken away.
         }
@@ -294,18 +316,20 @@ impl BuildLife {
         self.step(me, Event::Granted);
     }
 
-    fn work(&mut self, me: &ActorRef<BuildMessage>) {
+    fn work(&mut self, me: &ActorRef<BuildMessage>, from: Option<Place>) {
         let (Some(lease), Some(log)) = (&self.lease, self.log.clone()) else { return };
         let config = &self.context.config;
         let probe_timeout = config.pools.get(&self.record.spec.pool).map(|pool| pool.probe_timeout);
         let work = Work {
             spec: self.record.spec.clone(),
             channel: lease.channel.clone(),
+            from,
             source: config.home.spool().join(&self.record.source),
             artifacts: artifacts_path(config, self.record.id),
             artifacts_max: config.builds.artifacts_max.0,
             secrets: self.secrets.clone(),
             log,
+            log_path: log_path(config, self.record.id),
             probe_timeout: probe_timeout.unwrap_or(Duration::from_secs(5)),
             kill_grace: config.builds.kill_grace,
             cancel: self.cancel.clone(),
@@ -322,7 +346,21 @@ impl BuildLife {
 
     fn progress(&mut self, progress: Progress) {
         match progress {
-            Progress::Began { phase, step } => self.begin_phase(phase, step),
+            Progress::Began { phase, step } => {
+                self.begin_phase(phase, step);
+            }
+            Progress::WentOn => {
+                self.phases.go_on(&mut self.record);
+                self.announce();
+            }
+            Progress::Reached { place, kept } => {
+                let (phase, step) = self.phase_of(&place.doing);
+                if !self.phases.runs(&self.record, phase, self.record.attempt) {
+                    self.begin_phase(phase, step);
+                }
+                self.record.place = Some(place);
+                kept.send(self.announce()).ok();
+            }
             Progress::Ended { exit_code } => {
                 if self.record.phases.last().is_some_and(|phase| phase.phase == "probe") {
                     self.claimed();
@@ -336,6 +374,13 @@ impl BuildLife {
         }
     }
 
+    fn phase_of(&self, doing: &Doing) -> (&'static str, Option<String>) {
+        match doing {
+            Doing::Step { index, .. } => ("step", self.record.spec.steps.get(*index).map(|s| s.name.clone())),
+            Doing::Artifacts => ("artifacts", None),
+        }
+    }
+
     /// The VM answered: the claim is served, and only now it counts.
     fn claimed(&mut self) {
         let (Some(lease), Some(claim)) = (&self.lease, self.record.claim) else { return };
@@ -343,14 +388,21 @@ impl BuildLife {
         VmClaimed { build: self.record.id, vm: &lease.vm, claim, waited: lease.waited }.emit();
     }
 
+    /// The verdict is on disk before the guest is touched: a crash from here on ends the build so, and never runs it again.
     fn tear_down(&mut self, me: &ActorRef<BuildMessage>) {
         self.end_phase(None);
-        self.begin_phase("teardown", None);
-        self.task = None;
+        if let State::TearingDown(result, reason) = &self.state {
+            self.record.verdict = Some(Verdict { result: *result, reason: reason.clone() });
+        }
+        let written = self.begin_phase("teardown", None);
+        let lease = self.lease.take();
+        self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            written.wait().await;
+            drop(lease);
+        })));
         if let Some(vm) = self.record.vm.clone() {
             me.send_after(self.context.config.runtime.deadlines.stop, || BuildMessage::TearDownLate(vm));
         }
-        self.lease = None;
     }
 
     fn retry(&mut self, me: &ActorRef<BuildMessage>, why: &str) {
@@ -371,6 +423,7 @@ impl BuildLife {
         let pause = RETRY_PAUSE.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX);
         self.record.running = false;
         self.record.artifacts.clear();
+        self.record.place = None;
         self.dead_vms = 0;
         self.announce();
         me.send_after(pause, || BuildMessage::Claim);
@@ -426,34 +479,22 @@ impl BuildLife {
         }
     }
 
-    fn begin_phase(&mut self, phase: &'static str, step: Option<String>) {
-        self.phase_began = Some(clock::now());
-        self.record.phases.push(PhaseView {
-            phase: phase.to_owned(),
-            step,
-            // Waiting is part of the attempt that it is for.
-            attempt: self.record.attempt + u16::from(!self.record.running),
-            started_ms: UnixMillis::now(),
-            took_ms: None,
-            exit_code: None,
-        });
-        self.announce();
+    fn begin_phase(&mut self, phase: &'static str, step: Option<String>) -> Written {
+        // Waiting is part of the attempt that it is for.
+        let attempt = self.record.attempt + u16::from(!self.record.running);
+        self.phases.begin(&mut self.record, phase, step, attempt);
+        self.announce()
     }
 
     fn end_phase(&mut self, exit_code: Option<i32>) {
-        let Some(began) = self.phase_began.take() else { return };
-        let Some(phase) = self.record.phases.last_mut() else { return };
-        let took = began.elapsed();
-        phase.took_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-        phase.exit_code = exit_code;
-        let known = crate::telemetry::events::BUILD_PHASES.into_iter().find(|known| *known == phase.phase);
-        if let Some(name) = known {
-            BuildPhaseEnded { build: self.record.id, phase: name, step: phase.step.as_deref(), took }.emit();
+        if self.phases.end(&mut self.record, exit_code) {
+            self.announce();
         }
-        self.announce();
     }
 
-    fn announce(&self) {
+    /// To whoever looks, and to the journal.
+    fn announce(&self) -> Written {
         self.publish.send_replace(self.record.clone());
+        self.recorder.note(self.record.clone())
     }
 }

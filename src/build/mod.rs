@@ -1,5 +1,6 @@
 //! One build in one leased VM. `spec` is what was asked for, `project` reads it from `.preheat.toml`, `state` decides,
-//! `pipeline` does, `actor` ties the two; `log` is what came out, `archive` and `pack` are how source comes in.
+//! `pipeline` does, `actor` ties the two; `place` is where it is, `phases` times it and `recorder` writes it down; `log` is what came out,
+//! `archive` and `pack` are how source comes in.
 
 pub mod actor;
 pub mod archive;
@@ -7,8 +8,11 @@ mod exact;
 pub mod live;
 pub mod log;
 pub mod pack;
+pub mod phases;
 pub mod pipeline;
+pub mod place;
 pub mod project;
+pub mod recorder;
 pub mod redact;
 pub mod spec;
 pub mod state;

@@ -7,19 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::log::{LogItem, LogWriter};
+use super::log::{self, LogItem, LogWriter};
+use super::place::{self, Doing, Place};
+use super::recorder::Written;
 use super::spec::{BuildResult, BuildSpec, Step};
 use super::state::Outcome;
 use crate::api::wire::{ArtifactView, LogStream};
-use crate::clock::Deadline;
-use crate::guest::{Channel, Ended, Line, Script, Stream, Take, TakeError, WORK_DIR};
+use crate::clock::{Deadline, UnixMillis};
+use crate::guest::{Bounds, Channel, Ended, Line, Script, Stream, Take, TakeError, WORK_DIR};
+use crate::ids::RunId;
 use crate::runtime::Fault;
 
 /// Lines of a step that may wait for the log.
 const LINES_WAITING_MAX: usize = 256;
+
+/// A step that is taken up again gets this long even when its time is over: it may have ended well while no daemon was there
+/// to see it.
+const READ_TIME_MIN: Duration = Duration::from_secs(10);
 
 /// Taking artifacts out gets this long even when the build's own time is nearly over.
 const ARTIFACTS_TIME_MIN: Duration = Duration::from_secs(60);
@@ -30,21 +37,37 @@ pub struct Work {
     pub channel: Arc<dyn Channel>,
     /// The plain tar on this host.
     pub source: PathBuf,
-    /// The folder that holds the artifacts when the work is done. It is not there before.
+    /// Where to go on, in a VM that was adopted; `None` begins at the beginning.
+    pub from: Option<Place>,
+    /// The folder that holds the artifacts when the work is done.
     pub artifacts: PathBuf,
     pub artifacts_max: u64,
     pub secrets: Arc<BTreeMap<String, SecretString>>,
     pub log: LogWriter,
+    /// The log's file: it says how far the outputs of a run were read.
+    pub log_path: PathBuf,
     pub probe_timeout: Duration,
     pub kill_grace: Duration,
     pub cancel: CancellationToken,
 }
 
 /// Where the work is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Progress {
-    Began { phase: &'static str, step: Option<String> },
-    Ended { exit_code: Option<i32> },
+    Began {
+        phase: &'static str,
+        step: Option<String>,
+    },
+    /// It is about to do this, and does so when it is on disk. Answered with the way there.
+    Reached {
+        place: Place,
+        kept: oneshot::Sender<Written>,
+    },
+    /// The phase that was under way when an earlier daemon ended is under way again.
+    WentOn,
+    Ended {
+        exit_code: Option<i32>,
+    },
     Artifacts(Vec<ArtifactView>),
 }
 
@@ -63,11 +86,18 @@ impl From<Fault> for Stop {
 
 /// Does it. Cancel-safe in the sense that the VM must be taken away afterwards, whatever happened.
 pub async fn work(work: Work, report: impl Fn(Progress)) -> Outcome {
-    let deadline = Deadline::after(work.spec.timeout);
+    let now = UnixMillis::now();
+    let began = work.from.as_ref().map_or(now, |place| place.work_began_ms);
+    let attempt = Attempt {
+        began,
+        deadline: Deadline::after(place::left(work.spec.timeout, began, now)),
+        report: &report,
+        work: &work,
+    };
     let lost = work.channel.lost();
     let done = tokio::select! {
         biased;
-        done = phases(&work, deadline, &report) => done,
+        done = attempt.phases() => done,
         fault = lost => Err(fault.into()),
     };
     match done {
@@ -78,29 +108,132 @@ pub async fn work(work: Work, report: impl Fn(Progress)) -> Outcome {
     }
 }
 
-async fn phases(work: &Work, deadline: Deadline, report: &impl Fn(Progress)) -> Result<(), Stop> {
-    report(Progress::Began { phase: "probe", step: None });
-    work.channel.greet(work.probe_timeout).await.map_err(Stop::DeadVm)?;
-    report(Progress::Ended { exit_code: None });
+/// The work, and the time that it has.
+struct Attempt<'a, R> {
+    work: &'a Work,
+    report: &'a R,
+    began: UnixMillis,
+    deadline: Deadline,
+}
 
-    report(Progress::Began { phase: "source", step: None });
-    until_cancelled(work, deadline, work.channel.put_tree(&work.source, deadline)).await??;
-    report(Progress::Ended { exit_code: None });
-
-    for step in &work.spec.steps {
-        report(Progress::Began { phase: "step", step: Some(step.name.clone()) });
-        let ended = run_step(work, step, deadline).await?;
-        report(Progress::Ended { exit_code: exit_code(ended) });
-        judge(work, step, ended, deadline)?;
+impl<R: Fn(Progress)> Attempt<'_, R> {
+    async fn phases(&self) -> Result<(), Stop> {
+        let (work, report) = (self.work, self.report);
+        let mut again = work.from.as_ref().map(|place| place.doing.clone());
+        if again.is_none() {
+            self.bring_source().await?;
+        }
+        let first = match &again {
+            Some(Doing::Step { index, .. }) => *index,
+            Some(Doing::Artifacts) => work.spec.steps.len(),
+            None => 0,
+        };
+        for (index, step) in work.spec.steps.iter().enumerate().skip(first) {
+            let ended = match again.take() {
+                Some(Doing::Step { run, began_ms, .. }) => self.go_on(index, step, run, began_ms).await?,
+                Some(Doing::Artifacts) | None => self.run_step(index, step).await?,
+            };
+            report(Progress::Ended { exit_code: exit_code(ended) });
+            judge(work, step, ended, self.deadline)?;
+        }
+        if !work.spec.artifacts.is_empty() {
+            let deadline = Deadline::after(self.deadline.left().max(ARTIFACTS_TIME_MIN));
+            if again.is_some() {
+                report(Progress::WentOn);
+            }
+            self.reach(Doing::Artifacts, deadline).await?;
+            let taken = take_artifacts(work, deadline).await?;
+            report(Progress::Ended { exit_code: None });
+            report(Progress::Artifacts(taken));
+        }
+        Ok(())
     }
 
-    if !work.spec.artifacts.is_empty() {
-        report(Progress::Began { phase: "artifacts", step: None });
-        let taken = take_artifacts(work, deadline).await?;
+    async fn bring_source(&self) -> Result<(), Stop> {
+        let (work, report) = (self.work, self.report);
+        report(Progress::Began { phase: "probe", step: None });
+        work.channel.greet(work.probe_timeout).await.map_err(Stop::DeadVm)?;
         report(Progress::Ended { exit_code: None });
-        report(Progress::Artifacts(taken));
+
+        report(Progress::Began { phase: "source", step: None });
+        let put = work.channel.put_tree(&work.source, self.deadline);
+        until_cancelled(work, self.deadline, put).await??;
+        report(Progress::Ended { exit_code: None });
+        Ok(())
     }
-    Ok(())
+
+    /// From here on a crash finds the attempt there: returns when that is on disk.
+    async fn reach(&self, doing: Doing, deadline: Deadline) -> Result<(), Stop> {
+        let (kept, answer) = oneshot::channel();
+        (self.report)(Progress::Reached { place: Place { work_began_ms: self.began, doing }, kept });
+        let written = async {
+            match answer.await {
+                Ok(written) => written.wait().await,
+                Err(_) => false,
+            }
+        };
+        match until_cancelled(self.work, deadline, written).await? {
+            true => Ok(()),
+            false => Err(Stop::System("the journal is closed".into())),
+        }
+    }
+
+    async fn run_step(&self, index: usize, step: &Step) -> Result<Ended, Stop> {
+        let work = self.work;
+        let run = work.channel.reserve();
+        let doing = Doing::Step { index, run: run.clone(), began_ms: UnixMillis::now() };
+        self.reach(doing, self.deadline).await?;
+        let script = Script {
+            command: step.command.clone(),
+            dir: step.dir.clone(),
+            env: environment(work),
+            timeout: step.timeout.min(self.deadline.left()),
+            kill_grace: work.kill_grace,
+        };
+        let (sender, lines) = mpsc::channel::<Line>(LINES_WAITING_MAX);
+        let running = work.channel.run(&run, &script, sender, work.cancel.clone());
+        // Both to their ends: every line that was printed is in the log before the step is over.
+        let (ended, ()) = tokio::join!(running, copy(work, step, &run, lines));
+        Ok(ended?)
+    }
+
+    /// A step that an earlier daemon began, exactly behind the last line that it wrote down.
+    async fn go_on(
+        &self,
+        index: usize,
+        step: &Step,
+        run: RunId,
+        began_ms: UnixMillis,
+    ) -> Result<Ended, Stop> {
+        let work = self.work;
+        (self.report)(Progress::WentOn);
+        let (path, name) = (work.log_path.clone(), run.clone());
+        let read = tokio::task::spawn_blocking(move || log::position(&path, &name)).await;
+        let unread = |why: String| Stop::System(format!("cannot read `{}`: {why}", work.log_path.display()));
+        let position = read.map_err(|e| unread(e.to_string()))?.map_err(|e| unread(e.to_string()))?;
+        let left = place::left(step.timeout, began_ms, UnixMillis::now()).min(self.deadline.left());
+        let bounds = Bounds { timeout: left.max(READ_TIME_MIN), kill_grace: work.kill_grace };
+        let (sender, lines) = mpsc::channel::<Line>(LINES_WAITING_MAX);
+        let running = work.channel.attach(&run, position, bounds, sender, work.cancel.clone());
+        let (ended, ()) = tokio::join!(running, copy(work, step, &run, lines));
+        match ended? {
+            Some(ended) => Ok(ended),
+            // The crash came between the journal and the guest.
+            None => self.run_step(index, step).await,
+        }
+    }
+}
+
+/// The lines of a run into the log, until there are no more.
+async fn copy(work: &Work, step: &Step, run: &RunId, mut lines: mpsc::Receiver<Line>) {
+    while let Some(line) = lines.recv().await {
+        let stream = match line.stream {
+            Stream::Out => LogStream::Out,
+            Stream::Err => LogStream::Err,
+        };
+        let (step, run) = (Some(step.name.clone()), Some((run.clone(), line.end)));
+        work.log.write(LogItem { stream, step, text: line.text, run }).await;
+    }
 }
 
 /// `doing`, unless the build is cancelled or its time is over first.
@@ -115,34 +248,6 @@ async fn until_cancelled<T>(
         done = doing => Ok(done),
         () = tokio::time::sleep_until(deadline.instant()) => Err(build_timed_out(work)),
     }
-}
-
-async fn run_step(work: &Work, step: &Step, deadline: Deadline) -> Result<Ended, Stop> {
-    let script = Script {
-        command: step.command.clone(),
-        dir: step.dir.clone(),
-        env: environment(work),
-        timeout: step.timeout.min(deadline.left()),
-        kill_grace: work.kill_grace,
-    };
-    let (sender, mut lines) = mpsc::channel::<Line>(LINES_WAITING_MAX);
-    let id = work.channel.reserve();
-    let run = work.channel.run(&id, &script, sender, work.cancel.clone());
-    let copy = async {
-        while let Some(line) = lines.recv().await {
-            let stream = match line.stream {
-                Stream::Out => LogStream::Out,
-                Stream::Err => LogStream::Err,
-            };
-            let step = Some(step.name.clone());
-            work.log
-                .write(LogItem { stream, step, text: line.text, run: Some((id.clone(), line.end)) })
-                .await;
-        }
-    };
-    // Both to their ends: every line that was printed is in the log before the step is over.
-    let (ended, ()) = tokio::join!(run, copy);
-    Ok(ended?)
 }
 
 fn environment(work: &Work) -> Vec<(String, String)> {
@@ -193,7 +298,7 @@ async fn take_artifacts(work: &Work, deadline: Deadline) -> Result<Vec<ArtifactV
         globs: work.spec.artifacts.clone(),
         into: partial.clone(),
         bytes_max: work.artifacts_max,
-        deadline: Deadline::after(deadline.left().max(ARTIFACTS_TIME_MIN)),
+        deadline,
     };
     let taken = tokio::select! {
         biased;
@@ -215,14 +320,20 @@ async fn take_artifacts(work: &Work, deadline: Deadline) -> Result<Vec<ArtifactV
         TakeError::Host(e) => Stop::System(format!("cannot write artifacts: {e}")),
         TakeError::Guest(fault) => fault.into(),
     })?;
+    // What lies there is of an attempt that did not get to its verdict.
+    remove_folder(&work.artifacts).await.map_err(host)?;
     tokio::fs::rename(&partial, &work.artifacts).await.map_err(host)?;
     Ok(taken.into_iter().map(|t| ArtifactView { path: t.path, bytes: t.bytes, sha256: t.sha256 }).collect())
 }
 
 async fn fresh_folder(path: &Path) -> std::io::Result<()> {
-    match tokio::fs::remove_dir_all(path).await {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-        Ok(()) | Err(_) => {}
-    }
+    remove_folder(path).await?;
     tokio::fs::create_dir_all(path).await
+}
+
+async fn remove_folder(path: &Path) -> std::io::Result<()> {
+    match tokio::fs::remove_dir_all(path).await {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }

@@ -4,8 +4,10 @@
 //!   Waiting --granted--> Working --a verdict--> TearingDown --guest dead--> Over
 //!    |   ^                  |                                                ^
 //!    |   +------------------+ the VM was dead, or the system failed          |
-//!    |                        and tries are left                            |
-//!    +--cancel---------------------------------------------------------------+
+//!    |   |                    and tries are left                            |
+//!    |   +----not adopted-- Adopting --its VM again--> Working               |
+//!    |                          |                                            |
+//!    +--cancel------------------+--------------------------------------------+
 //! ```
 //!
 //! A result is only pronounced when the guest is dead: artifacts are out by then, and whatever is delivered afterwards is
@@ -21,6 +23,8 @@ pub const DEAD_VMS_MAX: u16 = 5;
 pub enum State {
     /// For a VM.
     Waiting,
+    /// For the VM that it had under an earlier daemon.
+    Adopting,
     /// In a VM.
     Working,
     /// The verdict is known; the guest is being killed.
@@ -44,6 +48,8 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     Granted,
+    /// What it had under an earlier daemon is not to be had, for this reason.
+    NotAdopted(String),
     WorkEnded(Outcome),
     GuestDead,
     CancelAsked,
@@ -61,6 +67,8 @@ pub enum Effect {
     },
     /// Begin an attempt in the VM that was granted.
     Work,
+    /// Go on with an attempt in the VM that was granted again.
+    GoOn,
     /// Tell the work to end.
     CancelWork,
     /// Give the VM back and wait until its guest is dead.
@@ -97,6 +105,10 @@ pub fn step(state: State, event: Event, budget: Budget) -> Result<(State, Effect
         // ## Waiting => Working | Over
         (State::Waiting, Event::Granted) => Ok((State::Working, Effect::Work)),
         (State::Waiting, Event::CancelAsked) => Ok((State::Over, cancelled())),
+        // ## Adopting => Working | Waiting | TearingDown | Over
+        (State::Adopting, Event::Granted) => Ok((State::Working, Effect::GoOn)),
+        (State::Adopting, Event::NotAdopted(why)) => Ok(after(Outcome::SystemFault(why), budget)),
+        (State::Adopting, Event::CancelAsked) => Ok((State::Over, cancelled())),
         // ## Working => TearingDown | Waiting
         (State::Working, Event::CancelAsked) => Ok((State::Working, Effect::CancelWork)),
         (State::Working, Event::WorkEnded(outcome)) => Ok(after(outcome, budget)),
@@ -156,13 +168,14 @@ mod tests {
             any_outcome().prop_map(Event::WorkEnded),
             Just(Event::GuestDead),
             Just(Event::CancelAsked),
+            Just(Event::NotAdopted("gone".into())),
         ]
     }
 
     proptest! {
         #[test]
-        fn a_build_has_one_result_whatever_comes(events in proptest::collection::vec(any_event(), 0..40), retries in 0u16..4) {
-            let mut state = State::Waiting;
+        fn a_build_has_one_result_whatever_comes(events in proptest::collection::vec(any_event(), 0..40), retries in 0u16..4, adopting: bool) {
+            let mut state = if adopting { State::Adopting } else { State::Waiting };
             let (mut left, mut dead, mut cancelled, mut results) = (retries, 0, false, 0);
             for event in events {
                 cancelled |= event == Event::CancelAsked;
@@ -171,7 +184,7 @@ mod tests {
                     Effect::Finish(..) => results += 1,
                     Effect::Retry { .. } => { left -= 1; dead = 0; }
                     Effect::Claim => dead += 1,
-                    Effect::None | Effect::Work | Effect::CancelWork | Effect::TearDown => {}
+                    Effect::None | Effect::Work | Effect::GoOn | Effect::CancelWork | Effect::TearDown => {}
                 }
                 state = next;
                 prop_assert_eq!(results, usize::from(state == State::Over));
@@ -203,6 +216,16 @@ mod tests {
         assert_eq!(state, State::TearingDown(BuildResult::Error, Some("lost".into())));
         let (state, _) = ended(lost(), budget(1, 0, true));
         assert_eq!(state, State::TearingDown(BuildResult::Cancellation, Some(CANCELLED.into())));
+    }
+
+    #[test]
+    fn a_build_goes_on_in_the_vm_that_it_had_or_is_attempted_again_under_its_budget() {
+        let adopting = |event, left| step(State::Adopting, event, budget(left, 0, false)).expect("it fits");
+        assert_eq!(adopting(Event::Granted, 0), (State::Working, Effect::GoOn));
+        let gone = || Event::NotAdopted("gone".into());
+        assert_eq!(adopting(gone(), 1), (State::Waiting, Effect::Retry { why: "gone".into() }));
+        assert_eq!(adopting(gone(), 0).0, State::TearingDown(BuildResult::Error, Some("gone".into())));
+        assert_eq!(adopting(Event::CancelAsked, 1), (State::Over, cancelled()));
     }
 
     #[test]

@@ -10,18 +10,20 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
-use super::ledger::{Ledger, Stage, Waiting};
+use super::ledger::{Adoption, Ledger, Stage, Waiting};
 use super::policy::{self, Decision};
+use super::recipe::recipe;
 use super::snapshot::{self, PoolSnapshot};
 use crate::clock::{self, Instant, UnixMillis};
-use crate::config::{Config, Pool};
+use crate::config::Config;
 use crate::guest::{Channel, Connector};
 use crate::host;
 use crate::ids::{BuildId, Generation, PoolName};
-use crate::runtime::{Fault, FaultKind, GuestOs, ImageInfo, Reason, RunOptions, Runtime, Shape, VmName};
-use crate::telemetry::events::{ActorRestarted, PoolTroubled, RetireReason, StaleReport, VmCreated};
+use crate::runtime::{Fault, FaultKind, ImageInfo, Reason, Runtime, VmName};
+use crate::telemetry::events::{
+    ActorRestarted, AdoptionEnd, PoolTroubled, RetireReason, StaleReport, VmAdopted, VmCreated,
+};
 use crate::vm::actor::{self as vm_actor, Begin, VmArguments};
-use crate::vm::birth::Recipe;
 use crate::vm::handle::{Reporter, VmCommand, VmHandle, VmReport};
 use crate::vm::state::{VmPhase, VmStateName};
 
@@ -37,6 +39,11 @@ pub enum PoolMessage {
         lessee: Lessee,
     },
     Withdraw(BuildId),
+    /// A build of an earlier daemon asks for the VM that it had.
+    TakeUp {
+        build: BuildId,
+        lessee: Lessee,
+    },
     /// A lease was dropped.
     Return {
         vm: VmName,
@@ -58,6 +65,8 @@ pub struct PoolArguments {
     pub connector: Arc<dyn Connector>,
     /// Greater than every generation that was ever used.
     pub first: Generation,
+    /// VMs that builds had under an earlier daemon, which are theirs still.
+    pub adopt: Vec<Adoption>,
     /// Told of each generation before it is used.
     pub note_generation: Arc<dyn Fn(Generation) + Send + Sync>,
     pub publish: watch::Sender<Arc<PoolSnapshot>>,
@@ -73,6 +82,8 @@ pub struct PoolBooks {
     handles: HashMap<VmName, VmHandle>,
     channels: HashMap<VmName, Arc<dyn Channel>>,
     lessees: HashMap<BuildId, Lessee>,
+    /// VMs of an earlier daemon's builds that those have not been given yet, and why they will not be.
+    adopted: HashMap<BuildId, (VmName, Option<String>)>,
     /// Who is told when a VM's guest is dead.
     mourners: HashMap<VmName, Lessee>,
     images_asked: HashMap<PoolName, AbortOnDropHandle<()>>,
@@ -94,9 +105,10 @@ impl Actor for PoolManager {
     ) -> Result<PoolBooks, ActorProcessingErr> {
         let ledger = Ledger::new(&args.config, args.first);
         me.cast(PoolMessage::Tick)?;
-        Ok(PoolBooks {
+        let mut books = PoolBooks {
             args,
             ledger,
+            adopted: HashMap::new(),
             handles: HashMap::new(),
             channels: HashMap::new(),
             lessees: HashMap::new(),
@@ -106,7 +118,9 @@ impl Actor for PoolManager {
             timer: None,
             stop: Vec::new(),
             generation: 0,
-        })
+        };
+        books.adopt_all(&me).await?;
+        Ok(books)
     }
 
     async fn handle(
@@ -118,7 +132,7 @@ impl Actor for PoolManager {
         let claiming = match &message {
             PoolMessage::Claim { build, .. } => Some(*build),
             PoolMessage::Withdraw(_) | PoolMessage::Return { .. } | PoolMessage::Vm(..) => None,
-            PoolMessage::RetryQuarantined => None,
+            PoolMessage::RetryQuarantined | PoolMessage::TakeUp { .. } => None,
             PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick | PoolMessage::Stop(_) => None,
         };
         books.hear(&me, message);
@@ -163,9 +177,16 @@ impl PoolBooks {
             PoolMessage::Withdraw(build) => {
                 self.ledger.withdraw(build);
                 self.lessees.remove(&build);
+                if let Some((vm, _)) = self.adopted.remove(&build) {
+                    self.remove(&vm, RetireReason::Used);
+                }
+            }
+            PoolMessage::TakeUp { build, lessee } => {
+                self.lessees.insert(build, lessee);
+                self.hand_over(me, build);
             }
             PoolMessage::Return { vm, build } => self.returned(&vm, build),
-            PoolMessage::Vm(vm, report) => self.vm_reported(&vm, report),
+            PoolMessage::Vm(vm, report) => self.vm_reported(me, &vm, report),
             PoolMessage::RetryQuarantined => {
                 let lost = self.ledger.vms.values().filter(|row| row.stage == Stage::Lost);
                 lost.for_each(|row| self.command(&row.name, VmCommand::Remove(RetireReason::Failed)));
@@ -205,7 +226,7 @@ impl PoolBooks {
         }
     }
 
-    fn vm_reported(&mut self, vm: &VmName, report: VmReport) {
+    fn vm_reported(&mut self, me: &ActorRef<PoolMessage>, vm: &VmName, report: VmReport) {
         match report {
             VmReport::State(state) => self.ledger.note_state(vm, state, UnixMillis::now()),
             VmReport::Prepared => {
@@ -218,8 +239,9 @@ impl PoolBooks {
                 }
             }
             VmReport::Warm { channel, address } => self.warmed(vm, channel, address),
+            VmReport::Adopted { channel, address } => self.adopted(me, vm, channel, address),
             VmReport::Healthy => self.trouble(&vm.pool, |trouble| trouble.mended()),
-            VmReport::Failed { phase, fault } => self.failed(vm, phase, fault),
+            VmReport::Failed { phase, fault } => self.failed(me, vm, phase, fault),
             VmReport::GuestDead => {
                 self.ledger.guest_dead(vm);
                 self.mourn(vm);
@@ -249,18 +271,87 @@ impl PoolBooks {
         self.trouble(&vm.pool, |trouble| trouble.warmed());
     }
 
+    /// VMs of an earlier daemon's builds come into the books before anything is decided from them.
+    async fn adopt_all(&mut self, me: &ActorRef<PoolMessage>) -> Result<(), ActorProcessingErr> {
+        for adoption in std::mem::take(&mut self.args.adopt) {
+            match self.ledger.adopt(&adoption, UnixMillis::now()) {
+                Ok(()) => {
+                    self.adopted.insert(adoption.build, (adoption.vm.clone(), None));
+                    self.spawn_vm(me, &adoption.vm, Begin::Adoption).await?;
+                }
+                // The janitor finds it.
+                Err(why) => {
+                    let Adoption { vm, build, .. } = &adoption;
+                    VmAdopted { build: *build, vm, result: AdoptionEnd::Refused, why: &why }.emit();
+                }
+            }
+        }
+        Ok(self.ledger.audit()?)
+    }
+
+    fn adopted(
+        &mut self,
+        me: &ActorRef<PoolMessage>,
+        vm: &VmName,
+        channel: Arc<dyn Channel>,
+        address: std::net::IpAddr,
+    ) {
+        let Some(row) = self.ledger.vms.get_mut(vm) else { return };
+        row.address = Some(address);
+        // Without its build it is on its way out.
+        if let Stage::Leased(build) = row.stage {
+            self.channels.insert(vm.clone(), channel);
+            VmAdopted { build, vm, result: AdoptionEnd::Adopted, why: "" }.emit();
+            self.hand_over(me, build);
+        }
+    }
+
+    /// To a build of an earlier daemon, what it had: as soon as it has asked and its VM was found again, or was not.
+    fn hand_over(&mut self, me: &ActorRef<PoolMessage>, build: BuildId) {
+        let Some(lessee) = self.lessees.get(&build).cloned() else { return };
+        let Some((vm, lost)) = self.adopted.get(&build).cloned() else {
+            return lessee(LeaseEvent::NotAdopted("its VM is not there any more".into()));
+        };
+        if let Some(why) = lost {
+            self.adopted.remove(&build);
+            self.mourners.insert(vm.clone(), lessee.clone());
+            lessee(LeaseEvent::NotAdopted(why));
+            if !self.handles.contains_key(&vm) {
+                self.mourn(&vm);
+            }
+        } else if let Some(channel) = self.channels.remove(&vm) {
+            self.adopted.remove(&build);
+            let pool = PoolHandle::new(me.clone(), self.args.publish.subscribe());
+            let lease = Lease { vm, channel, at_once: false, waited: Duration::ZERO, build, pool };
+            lessee(LeaseEvent::Granted(lease));
+        }
+    }
+
+    /// A VM is going that a build of an earlier daemon should have got back.
+    fn not_adopted(&mut self, me: &ActorRef<PoolMessage>, vm: &VmName, build: Option<BuildId>, why: &str) {
+        let Some((build, (_, lost))) =
+            build.and_then(|build| self.adopted.get_mut(&build).map(|a| (build, a)))
+        else {
+            return;
+        };
+        *lost = Some(why.to_owned());
+        VmAdopted { build, vm, result: AdoptionEnd::Failed, why }.emit();
+        self.hand_over(me, build);
+    }
+
     fn trouble(&mut self, pool: &PoolName, change: impl FnOnce(&mut super::trouble::Trouble)) {
         if let Some(row) = self.ledger.pools.get_mut(pool) {
             change(&mut row.trouble);
         }
     }
 
-    fn failed(&mut self, vm: &VmName, phase: VmPhase, fault: Fault) {
+    fn failed(&mut self, me: &ActorRef<PoolMessage>, vm: &VmName, phase: VmPhase, fault: Fault) {
         self.channels.remove(vm);
-        self.ledger.dying(vm);
+        let build = self.ledger.dying(vm);
+        self.not_adopted(me, vm, build, &fault.to_string());
         match phase {
-            // The build that had it hears of it through its own connection.
-            VmPhase::Leased | VmPhase::Removal => {}
+            // The build that has it hears of it through its own connection, or just has.
+            VmPhase::Leased | VmPhase::Removal | VmPhase::Adoption => {}
             VmPhase::Warm => self.pool_failed(&vm.pool.clone(), fault, true),
             VmPhase::Birth(_) => self.pool_failed(&vm.pool.clone(), fault, false),
         }
@@ -452,7 +543,8 @@ impl PoolBooks {
             return;
         }
         ActorRestarted { actor: "vm", why }.emit();
-        self.ledger.dying(&vm);
+        let build = self.ledger.dying(&vm);
+        self.not_adopted(me, &vm, build, why);
         if self.spawn_vm(me, &vm, Begin::Removal).await.is_err() {
             self.ledger.lost(&vm);
         }
@@ -479,30 +571,5 @@ impl PoolBooks {
 fn expect(moved: bool, vm: &VmName, what: &'static str) {
     if !moved {
         StaleReport { what, why: format!("{vm} is not where that fits") }.emit();
-    }
-}
-
-fn recipe(vm: &VmName, pool: &Pool, image: Option<&ImageInfo>, config: &Config) -> Recipe {
-    let deadlines = &config.runtime.deadlines;
-    Recipe {
-        name: vm.clone(),
-        image: pool.image.clone(),
-        shape: Shape {
-            cpus: pool.cpu,
-            memory_mib: pool.memory.map(|m| m.0 >> 20),
-            disk_gb: pool.disk.map(|d| d.0.div_ceil(1_000_000_000)),
-            fresh_serial: image.is_some_and(|i| i.os == GuestOs::Darwin),
-        },
-        run: RunOptions { network: pool.network.clone(), extra_args: pool.run_args.clone() },
-        user: pool.user.clone(),
-        key: pool.key.clone(),
-        port: pool.port,
-        prepare_timeout: deadlines.clone + deadlines.set,
-        boot_timeout: pool.boot_timeout,
-        warmup: pool.warmup.clone(),
-        warmup_timeout: pool.warmup_timeout,
-        probe_timeout: pool.probe_timeout,
-        probe_interval: pool.probe_interval,
-        removal_timeout: deadlines.stop + deadlines.delete,
     }
 }

@@ -17,6 +17,8 @@ use crate::runtime::VmName;
 pub enum LeaseEvent {
     /// A VM is the build's.
     Granted(Lease),
+    /// The VM that the build had under an earlier daemon is not to be had any more, for this reason.
+    NotAdopted(String),
     /// The guest of a VM that the build gave back is dead.
     GuestDead(VmName),
 }
@@ -66,7 +68,12 @@ impl PoolHandle {
         self.cast(PoolMessage::Claim { build, pool, since, lessee });
     }
 
-    /// The build waits no more.
+    /// Asks for the VM that a build had under an earlier daemon.
+    pub fn take_up(&self, build: BuildId, lessee: Lessee) {
+        self.cast(PoolMessage::TakeUp { build, lessee });
+    }
+
+    /// The build waits no more, and takes nothing up.
     pub fn withdraw(&self, build: BuildId) {
         self.cast(PoolMessage::Withdraw(build));
     }

@@ -13,6 +13,8 @@
 //!                              +--------> Lost <-------+
 //! ```
 //!
+//! A VM that a build had under an earlier daemon comes into the books as `Leased`, with its permit, or not at all.
+//!
 //! A permit is a token: it is made by [`Host::take`], moved, and given back once. `Lost` keeps the permit when the guest
 //! may still be alive: lost capacity is counted as lost.
 
@@ -176,6 +178,15 @@ impl PoolRow {
     }
 }
 
+/// A VM that runs since before this daemon did, and the build that had it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adoption {
+    pub vm: VmName,
+    pub build: BuildId,
+    /// Of the VM's pool: what the VM takes of the host is not known without it.
+    pub image: ImageInfo,
+}
+
 /// A build that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
@@ -275,6 +286,43 @@ impl Ledger {
         };
         self.vms.insert(name.clone(), row);
         name
+    }
+
+    /// Writes a VM down that runs already, as the VM of the build that had it under an earlier daemon.
+    ///
+    /// # Errors
+    /// Why it has no place here any more: it is not in the books then.
+    pub fn adopt(&mut self, adoption: &Adoption, at: UnixMillis) -> Result<(), String> {
+        let Adoption { vm: name, build, image } = adoption;
+        let Some(pool) = self.pools.get_mut(&name.pool) else {
+            return Err(format!("there is no pool `{}` any more", name.pool));
+        };
+        if name.slot.0 >= pool.max {
+            return Err(format!("pool `{}` has no slot {} any more", name.pool, name.slot));
+        }
+        pool.image = Some(image.clone());
+        let load = pool.load();
+        let leased = |row: &VmRow| row.stage == Stage::Leased(*build);
+        if self.slot(&name.pool, name.slot).any(VmRow::holds_permit) || self.vms.values().any(leased) {
+            return Err(format!("slot {} of `{}` or build {build} has a VM already", name.slot, name.pool));
+        }
+        let Some(permit) = self.host.take(load) else {
+            return Err("the host's bounds have no room for it any more".into());
+        };
+        let row = VmRow {
+            name: name.clone(),
+            stage: Stage::Leased(*build),
+            permit: Some(permit),
+            state: VmStateName::Adopting,
+            state_since: at,
+            warm_since: None,
+            born: at,
+            address: None,
+            pid: None,
+        };
+        self.vms.insert(name.clone(), row);
+        self.next_generation = self.next_generation.max(Generation(name.generation.0 + 1));
+        Ok(())
     }
 
     /// The clone is ready. False when the books did not expect that.

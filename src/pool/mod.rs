@@ -1,10 +1,12 @@
 //! Many VMs, and who gets which. `ledger` is the books, `policy` reads them and says the next thing to do, `admission` says
-//! what a build waits for, `trouble` how long to wait after failures: all four are pure. `actor` performs.
+//! what a build waits for, `trouble` how long to wait after failures: all four are pure. `actor` performs; `recipe` is what a
+//! VM is made from.
 
 pub mod actor;
 pub mod admission;
 pub mod handle;
 pub mod ledger;
 pub mod policy;
+pub mod recipe;
 pub mod snapshot;
 pub mod trouble;

@@ -140,7 +140,10 @@ impl RunProcess for Adopted {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "the lock must be held by a process that is no child of the daemon's code")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the lock must be held by a process that is no child of the daemon's code"
+)]
 mod tests {
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
@@ -198,7 +201,8 @@ mod tests {
 
     const PLAIN: &str = r#"exec "$TEST" --exact runtime::lock_owner::tests::hold --ignored --nocapture"#;
     /// An ignored signal stays ignored over `exec`.
-    const STUBBORN: &str = r#"trap '' INT; exec "$TEST" --exact runtime::lock_owner::tests::hold --ignored --nocapture"#;
+    const STUBBORN: &str =
+        r#"trap '' INT; exec "$TEST" --exact runtime::lock_owner::tests::hold --ignored --nocapture"#;
 
     fn config() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().expect("a folder");

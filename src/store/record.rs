@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::api::wire::{ArtifactView, BuildState, BuildView, Claim, PhaseView};
+use crate::build::place::{Place, Verdict};
 use crate::build::spec::{BuildResult, BuildSpec};
 use crate::clock::UnixMillis;
 use crate::ids::BuildId;
@@ -26,6 +27,15 @@ pub struct BuildRecord {
     pub finished_ms: Option<UnixMillis>,
     pub phases: Vec<PhaseView>,
     pub artifacts: Vec<ArtifactView>,
+    /// Where its attempt is; `None` while nothing of the user's has run in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    /// How it will end, written before its guest is killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Somebody has asked to cancel it, and was told that it will be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel_asked: bool,
     /// Whether a delivery is still owed. Read from the outbox, never written.
     #[serde(skip)]
     pub owed: bool,
@@ -48,6 +58,9 @@ impl BuildRecord {
             finished_ms: None,
             phases: Vec::new(),
             artifacts: Vec::new(),
+            place: None,
+            verdict: None,
+            cancel_asked: false,
             owed: false,
         }
     }

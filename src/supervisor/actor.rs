@@ -12,9 +12,11 @@ use tokio::sync::mpsc;
 
 use super::handle::SupervisorHandle;
 use super::intensity::Intensity;
-use super::resume;
+use super::resume::{self, Fate, Left};
 use crate::build::actor::{self as build_actor, BuildArguments, BuildContext};
 use crate::build::live::LiveBuilds;
+use crate::build::place::Verdict;
+use crate::build::spec::BuildResult;
 use crate::clock::{self, UnixMillis};
 use crate::config::Config;
 use crate::ids::BuildId;
@@ -165,7 +167,11 @@ impl Tree {
                 let child = BuildChild { id: record.id, secrets, cell: handle.cell() };
                 self.builds.insert(handle.id(), child);
             }
-            Err(error) => self.give_up(record, &error.to_string()),
+            Err(error) => {
+                // What was kept for it has nobody else.
+                self.pool.withdraw(record.id);
+                self.give_up(record, &error.to_string());
+            }
         }
     }
 
@@ -199,17 +205,34 @@ impl Tree {
         let Some(live) = self.context.live.get(child.id) else { return };
         let record = live.record.borrow().clone();
         self.pool.withdraw(child.id);
-        if record.attempt > record.spec.retries {
-            return self.give_up(record, why);
+        let left = Left { source: true, pool: true, secrets: true, guest: false };
+        match resume::fate(&record, left) {
+            // What was decided stands; that no tries are left is said with what took the last.
+            Fate::Over(verdict) if record.verdict.is_some() || record.cancel_asked => {
+                self.end(record, verdict)
+            }
+            Fate::Over(_) => self.give_up(record, why),
+            Fate::Again | Fate::GoOn => {
+                let arguments = BuildArguments {
+                    context: self.context.clone(),
+                    record: resume::again(record),
+                    secrets: child.secrets,
+                    go_on: false,
+                    ticket: None,
+                };
+                self.start_build(me, arguments).await;
+            }
         }
-        let arguments =
-            BuildArguments { context: self.context.clone(), record, secrets: child.secrets, ticket: None };
-        self.start_build(me, arguments).await;
     }
 
     /// A build that nothing can run any more ends as the system's error; its result still goes to disk.
     fn give_up(&self, record: BuildRecord, why: &str) {
-        let record = resume::ended(record, format!("preheat failed: {why}"), UnixMillis::now());
+        let reason = Some(format!("preheat failed: {why}"));
+        self.end(record, Verdict { result: BuildResult::Error, reason });
+    }
+
+    fn end(&self, record: BuildRecord, verdict: Verdict) {
+        let record = resume::ended(record, verdict, UnixMillis::now());
         let (store, live) = (self.store.clone(), self.context.live.clone());
         let sinks = self.config.uploads.iter().map(|u| u.name.clone()).collect();
         tokio::spawn(async move {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::BoxStream;
@@ -13,6 +14,7 @@ use crate::api::service::{Refused, Service, Ticket};
 use crate::api::wire::{BuildView, LogLine, PoolView, SubmitSpec, VmView};
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
 use crate::build::log;
+use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::host;
@@ -21,6 +23,9 @@ use crate::source::local;
 use crate::store::{BuildRecord, StoreError};
 use crate::telemetry::events::BuildAccepted;
 use crate::telemetry::export::Exporter;
+
+/// A request to cancel may take so long to be on disk.
+const CANCEL_MAX: Duration = Duration::from_secs(10);
 
 /// The daemon's front.
 pub struct Core {
@@ -85,6 +90,7 @@ impl Core {
             context: self.context.clone(),
             record,
             secrets: Arc::new(received.secrets),
+            go_on: false,
             ticket: Some(ticket),
         };
         self.supervisor.build(arguments);
@@ -148,8 +154,17 @@ impl Service for Core {
                 return Err(Refused::BuildOver(id));
             }
             let live = self.context.live.get(id).ok_or(Refused::BuildOver(id))?;
-            live.handle.cancel();
-            Ok(())
+            if live.handle.cancel(CANCEL_MAX).await {
+                return Ok(());
+            }
+            match self.record(id).await?.result {
+                // It ended so before its request was written down.
+                Some(BuildResult::Cancellation) => Ok(()),
+                Some(_) => Err(Refused::BuildOver(id)),
+                None => Err(Refused::Internal(format!(
+                    "build {id} cannot be cancelled: the journal does not take it"
+                ))),
+            }
         }
         .boxed()
     }

@@ -38,6 +38,22 @@ impl SupervisorHandle {
         self.actor.call(SupervisorMessage::StopBuilds, Some(limit)).await.ok();
     }
 
+    /// Ends it and all that it started in the middle of whatever they do, as `kill -9` does: none of them is asked, and none
+    /// hears of the others' end.
+    #[cfg(test)]
+    pub async fn crash(&self) {
+        let mut cells = vec![self.actor.get_cell()];
+        let mut next = 0;
+        while next < cells.len() {
+            cells.extend(cells[next].get_children());
+            next += 1;
+        }
+        cells.iter().for_each(ractor::ActorCell::kill);
+        while cells.iter().any(|cell| cell.get_status() != ractor::ActorStatus::Stopped) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Ends the supervisor, and with it what is left of its children.
     pub fn stop(&self) {
         self.actor.stop(None);

@@ -2,6 +2,7 @@
 //! `intensity` says when watching is no use any more.
 
 pub mod actor;
+pub mod clearing;
 pub mod core;
 pub mod handle;
 pub mod intensity;

@@ -13,11 +13,12 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{interval, timeout};
+use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::actor::{self, SupervisorArguments};
+use super::clearing::{self, Found, clear_up};
 use super::core::Core;
 use super::handle::SupervisorHandle;
 use super::resume::{self, Fate};
@@ -29,20 +30,18 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::guest::Connector;
 use crate::guest::ssh::{self, SshConnector};
-use crate::ids::Generation;
+use crate::ids::{BuildId, Generation};
 use crate::janitor;
 use crate::pool::actor::PoolArguments;
 use crate::pool::snapshot::PoolSnapshot;
+use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
-use crate::runtime::{Parsed, Runtime, VmName};
-use crate::store::{Store, StoreError};
+use crate::store::{BuildRecord, Store, StoreError};
 use crate::telemetry::events::{DaemonStarted, DaemonStopping, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
 
 /// The host is compared with the books this often.
 const JANITOR_EVERY: Duration = Duration::from_secs(60);
-/// Clearing up what an earlier daemon left may hold up the start for so long; what is left then is the next round's.
-const CLEARING_MAX: Duration = Duration::from_secs(120);
 /// A question to the supervisor.
 const ASK_MAX: Duration = Duration::from_secs(10);
 
@@ -102,8 +101,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let runtime: Arc<dyn Runtime> = Arc::new(Tart::new(&config.runtime, config.home.vm_logs()));
     let connector: Arc<dyn Connector> = Arc::new(SshConnector);
-    let first = clear_up(runtime.as_ref(), &store).await?;
-    let mut daemon = Daemon::start(config.clone(), store, runtime, connector, exporter, first).await?;
+    ssh::sweep_orphans().await;
+    let found = clear_up(&config, runtime.as_ref(), &store).await?;
+    let mut daemon = Daemon::start(config.clone(), store, runtime, connector, exporter, found).await?;
 
     let address = listener.local_addr().unwrap_or(config.api.listen);
     let shutdown = CancellationToken::new();
@@ -154,27 +154,6 @@ fn who_holds(lock: &Path) -> String {
     signed.map(|(pid, address)| format!(": process {pid}, on {address}")).unwrap_or_default()
 }
 
-/// Takes away what an earlier daemon left, and finds the first generation that was never used.
-async fn clear_up(runtime: &dyn Runtime, store: &Store) -> Result<Generation, RunError> {
-    ssh::sweep_orphans().await;
-    let known = store.generation().await?;
-    let listed = runtime.list().await.unwrap_or_default();
-    let found = listed.iter().filter_map(|row| match VmName::parse(&row.name) {
-        Parsed::Ours(vm) => Some(vm.generation),
-        Parsed::NotOurs | Parsed::Malformed => None,
-    });
-    let newest = found.chain([known]).max().unwrap_or(known);
-    match timeout(CLEARING_MAX, janitor::reconcile(runtime, BTreeSet::new)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(fault)) => {
-            let hint = fault.reason.hint().unwrap_or_default();
-            Degraded { what: "clearing up", error: format!("{fault}; hint: {hint}") }.emit();
-        }
-        Err(_) => Degraded { what: "clearing up", error: "not done in time".into() }.emit(),
-    }
-    Ok(Generation(newest.0 + 1))
-}
-
 /// The running parts.
 pub struct Daemon {
     pub core: Arc<Core>,
@@ -196,15 +175,17 @@ impl Daemon {
         runtime: Arc<dyn Runtime>,
         connector: Arc<dyn Connector>,
         exporter: Exporter,
-        first: Generation,
+        found: Found,
     ) -> Result<Self, RunError> {
+        let goes_on: BTreeSet<BuildId> = found.adopt.iter().map(|adoption| adoption.build).collect();
         let (publish, _) = watch::channel(Arc::new(PoolSnapshot::default()));
         let (tell_broken, broken) = mpsc::channel(1);
         let pool = PoolArguments {
             config: config.clone(),
             runtime: runtime.clone(),
             connector,
-            first,
+            first: found.first,
+            adopt: found.adopt,
             note_generation: note_generations(store.clone()),
             publish,
         };
@@ -226,34 +207,40 @@ impl Daemon {
             AbortOnDropHandle::new(tokio::spawn(retention(context.clone()))),
         ];
         let daemon = Self { core: Arc::new(core), context, supervisor, broken, stopping, _tasks: tasks };
-        daemon.take_up().await?;
+        daemon.take_up(&goes_on).await?;
         Ok(daemon)
     }
 
-    /// Builds that were accepted before.
-    async fn take_up(&self) -> Result<(), RunError> {
-        let sinks: Vec<String> = self.context.config.uploads.iter().map(|u| u.name.clone()).collect();
+    /// Builds that were accepted before. Those in `adopted` have their VM still.
+    async fn take_up(&self, adopted: &BTreeSet<BuildId>) -> Result<(), RunError> {
+        let config = &self.context.config;
+        let sinks: Vec<String> = config.uploads.iter().map(|u| u.name.clone()).collect();
         for record in self.context.store.unfinished().await? {
-            let source = self.context.config.home.spool().join(&record.source);
-            let pool_there = self.context.config.pools.contains_key(&record.spec.pool);
-            match resume::fate(&record, source.is_file(), pool_there) {
-                Fate::Over(reason) => {
-                    let record = resume::ended(record, reason, UnixMillis::now());
+            let left = clearing::left(config, &record, adopted.contains(&record.id));
+            match resume::fate(&record, left) {
+                Fate::Over(verdict) => {
+                    // Should its VM be in the books, it goes.
+                    self.context.pool.withdraw(record.id);
+                    let source = config.home.spool().join(&record.source);
+                    let record = resume::ended(record, verdict, UnixMillis::now());
                     self.context.store.finish(record, sinks.clone()).await?;
                     std::fs::remove_file(source).ok();
                 }
-                Fate::Again => {
-                    let arguments = BuildArguments {
-                        context: self.context.clone(),
-                        record,
-                        secrets: Arc::new(BTreeMap::new()),
-                        ticket: self.core.place(),
-                    };
-                    self.supervisor.build(arguments);
-                }
+                Fate::GoOn => self.start_build(record, true),
+                Fate::Again => self.start_build(resume::again(record), false),
             }
         }
         self.sweep_spool().await
+    }
+
+    fn start_build(&self, record: BuildRecord, go_on: bool) {
+        self.supervisor.build(BuildArguments {
+            context: self.context.clone(),
+            record,
+            secrets: Arc::new(BTreeMap::new()),
+            go_on,
+            ticket: self.core.place(),
+        });
     }
 
     /// Files of the spool that no build needs: a crash came between receiving and accepting.

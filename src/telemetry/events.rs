@@ -51,6 +51,55 @@ impl RetireReason {
     }
 }
 
+/// What became of a VM that a build had under an earlier daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdoptionEnd {
+    /// Its build goes on in it.
+    Adopted,
+    /// It fits neither its pool nor the host any more: it goes.
+    Refused,
+    /// It was not found again: it goes.
+    Failed,
+}
+
+impl AdoptionEnd {
+    /// Every ending.
+    pub const ALL: [Self; 3] = [Self::Adopted, Self::Refused, Self::Failed];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Adopted => "adopted",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A VM that a build had under an earlier daemon was taken up, or was not.
+pub struct VmAdopted<'a> {
+    pub build: BuildId,
+    pub vm: &'a VmName,
+    pub result: AdoptionEnd,
+    /// Why not; empty when it was.
+    pub why: &'a str,
+}
+impl VmAdopted<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        let (pool, result) = (self.vm.pool.to_string(), self.result.as_str());
+        counter!(names::VMS_ADOPTED, "pool" => pool, "result" => result).increment(1);
+        match self.result {
+            AdoptionEnd::Adopted => {
+                info!(build = %self.build, vm = %self.vm, "vm adopted, its build goes on")
+            }
+            AdoptionEnd::Refused | AdoptionEnd::Failed => {
+                warn!(build = %self.build, vm = %self.vm, why = self.why, "vm not adopted, its build is attempted again");
+            }
+        }
+    }
+}
+
 /// What the janitor did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JanitorAction {

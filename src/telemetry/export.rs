@@ -10,7 +10,7 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::events::{self, JanitorAction, RetireReason};
+use super::events::{self, AdoptionEnd, JanitorAction, RetireReason};
 use super::names::{self, Kind};
 use super::process;
 use crate::build::spec::BuildResult;
@@ -131,6 +131,9 @@ fn zero_pool(pool: &str) {
         histogram_at_zero(names::VM_BOOT_PHASE_SECONDS, &[("pool", &pool()), ("phase", phase.as_str())]);
     }
     counter!(names::VMS_CREATED, "pool" => pool()).absolute(0);
+    for end in AdoptionEnd::ALL {
+        counter!(names::VMS_ADOPTED, "pool" => pool(), "result" => end.as_str()).absolute(0);
+    }
     for reason in RetireReason::ALL {
         counter!(names::VMS_RETIRED, "pool" => pool(), "reason" => reason.as_str()).absolute(0);
     }
@@ -156,7 +159,8 @@ fn set_gauges(snapshot: &PoolSnapshot) {
         gauge!(names::SLOTS, "pool" => name()).set(f64::from(pool.max));
         gauge!(names::POOL_TARGET, "pool" => name()).set(f64::from(pool.warm));
         gauge!(names::QUEUE_DEPTH, "pool" => name()).set(f64::from(pool.waiting));
-        gauge!(names::BUILDS_RUNNING, "pool" => name()).set(pool.count(VmStateName::Leased) as f64);
+        let held = pool.count(VmStateName::Leased) + pool.count(VmStateName::Adopting);
+        gauge!(names::BUILDS_RUNNING, "pool" => name()).set(held as f64);
         let oldest = pool.oldest_not_ready.map_or(0.0, UnixMillis::as_seconds);
         gauge!(names::POOL_OLDEST_NOT_READY, "pool" => name()).set(oldest);
         for state in VmStateName::ALL {

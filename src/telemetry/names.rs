@@ -62,6 +62,7 @@ catalogue! {
     VM_BOOT_PHASE_SECONDS = "preheat_vm_boot_phase_seconds", Histogram(BOOT), ["pool", "phase"], "One phase of a VM's birth.";
     VM_FAILURES = "preheat_vm_failures_total", Counter, ["phase", "reason"], "VMs that failed, by the phase of their life and the reason.";
     VMS_CREATED = "preheat_vms_created_total", Counter, ["pool"], "VMs whose clone was begun: the attempts beside the failures.";
+    VMS_ADOPTED = "preheat_vms_adopted_total", Counter, ["pool", "result"], "VMs that a build had when an earlier daemon ended: adopted and the build goes on in it, refused by the host's bounds, or failed to be found again.";
     VMS_RETIRED = "preheat_vms_retired_total", Counter, ["pool", "reason"], "VMs that were removed, by why.";
     QUEUE_DEPTH = "preheat_queue_depth", Gauge, ["pool"], "Builds that wait for a VM.";
     QUEUE_OLDEST = "preheat_queue_oldest_timestamp_seconds", Gauge, [], "Since when the build that has waited for longest waits, in seconds since 1970; 0 when none waits.";

@@ -1,4 +1,6 @@
-//! Where a result is delivered to. Delivering twice is harmless: a sink that failed half-way is simply tried again.
+//! Where a result is delivered to. Delivering twice is harmless, so a sink that failed half-way is simply tried again, and so
+//! is one of which a crash forgot that it has the result: a folder that is there whole is left as it is, and a PUT puts the same
+//! bytes at the same URL (`<url>/<build>/<file>`; build numbers are never used twice). The outbox has one row a build and sink.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -29,6 +29,7 @@ pub enum TaskReport {
     Started(Box<dyn RunProcess>),
     Answered(Answered),
     Stillborn(Stillborn),
+    NotAdopted(Fault),
     RunEnded(Fault),
     ConnectionLost(Fault),
     ProbeDue,
@@ -43,6 +44,8 @@ pub enum TaskReport {
 pub enum Begin {
     /// With a clone.
     Birth,
+    /// With what runs already: a build had it under an earlier daemon.
+    Adoption,
     /// With removal: an earlier actor of this VM failed.
     Removal,
 }
@@ -100,6 +103,7 @@ impl Actor for VmActor {
         };
         match args.begin {
             Begin::Birth => life.prepare(&me),
+            Begin::Adoption => life.adopt(&me),
             Begin::Removal => {
                 life.started = Some(clock::now());
                 life.step(&me, Event::Failed);
@@ -161,6 +165,7 @@ impl VmLife {
             TaskReport::Started(process) => self.own(me, process),
             TaskReport::Answered(answered) => self.answered(me, answered),
             TaskReport::Stillborn(Stillborn { phase, fault }) => self.fail(me, VmPhase::Birth(phase), &fault),
+            TaskReport::NotAdopted(fault) => self.fail(me, VmPhase::Adoption, &fault),
             TaskReport::RunEnded(fault)
             | TaskReport::ConnectionLost(fault)
             | TaskReport::Probed(Err(fault)) => {
@@ -218,6 +223,7 @@ impl VmLife {
             VmStateName::Answering => VmPhase::Birth(BirthPhase::Warmup),
             VmStateName::Warm => VmPhase::Warm,
             VmStateName::Leased => VmPhase::Leased,
+            VmStateName::Adopting => VmPhase::Adoption,
             VmStateName::Removing | VmStateName::Quarantined => VmPhase::Removal,
         }
     }
@@ -258,11 +264,35 @@ impl VmLife {
         });
     }
 
+    fn adopt(&mut self, me: &ActorRef<VmMessage>) {
+        self.state = VmStateName::Adopting;
+        (self.report)(&self.recipe.name, VmReport::State(self.state));
+        // It runs, as far as anybody knows: removal has to end it whether it is found or not.
+        self.started = Some(clock::now());
+        let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
+        self.run(async move {
+            let found = birth::find(runtime.as_ref(), &recipe).await;
+            tell(&me, found.map_or_else(TaskReport::NotAdopted, TaskReport::Started));
+        });
+    }
+
+    fn rejoin(&mut self, me: &ActorRef<VmMessage>) {
+        let (runtime, connector, recipe, me) =
+            (self.runtime.clone(), self.connector.clone(), self.recipe.clone(), me.clone());
+        self.run(async move {
+            let joined = birth::rejoin(runtime.as_ref(), connector.as_ref(), &recipe).await;
+            tell(&me, joined.map_or_else(TaskReport::NotAdopted, TaskReport::Answered));
+        });
+    }
+
     /// The guest's process is ours from here on.
     fn own(&mut self, me: &ActorRef<VmMessage>, process: Box<dyn RunProcess>) {
         (self.report)(&self.recipe.name, VmReport::Started { pid: process.pid() });
         let told = me.clone();
         self.watch = Some(Watch::new(process, move |why| tell(&told, TaskReport::RunEnded(why))));
+        if self.state == VmStateName::Adopting {
+            return self.rejoin(me);
+        }
         if self.state != VmStateName::Starting {
             return;
         }
@@ -286,7 +316,7 @@ impl VmLife {
     }
 
     fn answered(&mut self, me: &ActorRef<VmMessage>, answered: Answered) {
-        if self.state != VmStateName::Answering {
+        if !matches!(self.state, VmStateName::Answering | VmStateName::Adopting) {
             return;
         }
         let (lost, told) = (answered.channel.lost(), me.clone());
@@ -294,9 +324,14 @@ impl VmLife {
             tell(&told, TaskReport::ConnectionLost(lost.await));
         })));
         self.channel = Some(answered.channel.clone());
-        self.step(me, Event::Finished(BirthPhase::Warmup));
         let (channel, address) = (answered.channel, answered.address);
-        (self.report)(&self.recipe.name, VmReport::Warm { channel, address });
+        if self.state == VmStateName::Adopting {
+            self.step(me, Event::Adopted);
+            (self.report)(&self.recipe.name, VmReport::Adopted { channel, address });
+        } else {
+            self.step(me, Event::Finished(BirthPhase::Warmup));
+            (self.report)(&self.recipe.name, VmReport::Warm { channel, address });
+        }
     }
 
     fn report_warm(&self, me: &ActorRef<VmMessage>) {

@@ -1,6 +1,7 @@
 //! How a VM comes up, as three tasks with a state of their own between them: `prepare` needs no slot, `start` makes a
 //! process that somebody must own from then on, `reach` turns it into a guest that answers. Each can be dropped at any
-//! await: what a clone or a guest leaves behind is removal's.
+//! await: what a clone or a guest leaves behind is removal's. A guest that runs already is found again instead: `find`, then
+//! `rejoin`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -123,20 +124,56 @@ pub async fn reach(
 ) -> Result<Answered, Stillborn> {
     let deadline = Deadline::after(recipe.boot_timeout);
     let began = clock::now();
-    let found = by(deadline, "address", runtime.address(&recipe.name, &recipe.run.network, deadline)).await;
-    let address = found.map_err(at(BirthPhase::Address))?;
+    let address = locate(runtime, recipe, deadline).await.map_err(at(BirthPhase::Address))?;
     done(BirthPhase::Address, began.elapsed());
 
     let began = clock::now();
-    let target = Target { address, port: recipe.port, user: recipe.user.clone(), key: recipe.key.clone() };
-    let connected = by(deadline, "connect", connector.connect(&target, deadline)).await;
-    let channel = connected.map_err(at(BirthPhase::Connect))?;
+    let channel = connect(connector, recipe, address, deadline).await.map_err(at(BirthPhase::Connect))?;
     done(BirthPhase::Connect, began.elapsed());
 
     let began = clock::now();
     let limit = Deadline::after(recipe.warmup_timeout + WARMUP_SLACK);
     by(limit, "warm-up", warm_up(channel.as_ref(), recipe)).await.map_err(at(BirthPhase::Warmup))?;
     done(BirthPhase::Warmup, began.elapsed());
+    Ok(Answered { channel, address })
+}
+
+async fn locate(runtime: &dyn Runtime, recipe: &Recipe, deadline: Deadline) -> Result<IpAddr, Fault> {
+    by(deadline, "address", runtime.address(&recipe.name, &recipe.run.network, deadline)).await
+}
+
+async fn connect(
+    connector: &dyn Connector,
+    recipe: &Recipe,
+    address: IpAddr,
+    deadline: Deadline,
+) -> Result<Arc<dyn Channel>, Fault> {
+    let target = Target { address, port: recipe.port, user: recipe.user.clone(), key: recipe.key.clone() };
+    by(deadline, "connect", connector.connect(&target, deadline)).await
+}
+
+/// Finds the process of a guest that runs already.
+///
+/// # Errors
+/// The fault, also when nothing runs any more.
+pub async fn find(runtime: &dyn Runtime, recipe: &Recipe) -> Result<Box<dyn RunProcess>, Fault> {
+    let deadline = Deadline::after(recipe.boot_timeout);
+    let found = by(deadline, "adopt", runtime.adopt(&recipe.name)).await?;
+    found.ok_or_else(|| Fault::new(Reason::NotRunning, "adopt", "its guest does not run any more"))
+}
+
+/// Connects to a guest that runs already; it was warmed up by whoever started it.
+///
+/// # Errors
+/// The fault. Cancel-safe.
+pub async fn rejoin(
+    runtime: &dyn Runtime,
+    connector: &dyn Connector,
+    recipe: &Recipe,
+) -> Result<Answered, Fault> {
+    let deadline = Deadline::after(recipe.boot_timeout);
+    let address = locate(runtime, recipe, deadline).await?;
+    let channel = connect(connector, recipe, address, deadline).await?;
     Ok(Answered { channel, address })
 }
 

@@ -32,6 +32,8 @@ pub enum VmReport {
     Started { pid: Option<u32> },
     /// It can be leased.
     Warm { channel: Arc<dyn Channel>, address: IpAddr },
+    /// It was found again, and is its build's as before.
+    Adopted { channel: Arc<dyn Channel>, address: IpAddr },
     /// It answered a probe while it was warm.
     Healthy,
     /// It failed; it is removing itself.

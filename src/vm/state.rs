@@ -1,9 +1,9 @@
 //! A VM's life:
 //!
 //! ```text
-//!   Cloning -> Cloned -> Configured -> Starting -> Addressed -> Answering -> Warm -> Leased
-//!      |          |          |            |            |            |         |        |
-//!      +----------+----------+------------+------------+------------+---------+--------+
+//!   Cloning -> Cloned -> Configured -> Starting -> Addressed -> Answering -> Warm -> Leased <- Adopting
+//!      |          |          |            |            |            |         |        |         |
+//!      +----------+----------+------------+------------+------------+---------+--------+---------+
 //!                                         v
 //!                                     Removing -> Gone
 //!                                       |   ^
@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Each state is named after what is done (`Cloned`: the clone is there and is being configured). `Configured` waits for a
-//! slot, and a clone takes none. A VM that was `Leased` can only be removed.
+//! slot, and a clone takes none. A VM that was `Leased` can only be removed. `Adopting` is where the life of a VM begins that
+//! a build had under an earlier daemon: it is found again, and is that build's still, or it goes.
 
 use serde::Serialize;
 
@@ -28,13 +29,14 @@ pub enum VmStateName {
     Answering,
     Warm,
     Leased,
+    Adopting,
     Removing,
     Quarantined,
 }
 
 impl VmStateName {
     /// Every state in which a VM exists.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Cloning,
         Self::Cloned,
         Self::Configured,
@@ -43,6 +45,7 @@ impl VmStateName {
         Self::Answering,
         Self::Warm,
         Self::Leased,
+        Self::Adopting,
         Self::Removing,
         Self::Quarantined,
     ];
@@ -58,6 +61,7 @@ impl VmStateName {
             Self::Answering => "answering",
             Self::Warm => "warm",
             Self::Leased => "leased",
+            Self::Adopting => "adopting",
             Self::Removing => "removing",
             Self::Quarantined => "quarantined",
         }
@@ -99,12 +103,14 @@ pub enum VmPhase {
     Birth(BirthPhase),
     Warm,
     Leased,
+    /// A build has it, and it could not be found again.
+    Adoption,
     Removal,
 }
 
 impl VmPhase {
     /// Every phase.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Birth(BirthPhase::Clone),
         Self::Birth(BirthPhase::Configure),
         Self::Birth(BirthPhase::Start),
@@ -113,6 +119,7 @@ impl VmPhase {
         Self::Birth(BirthPhase::Warmup),
         Self::Warm,
         Self::Leased,
+        Self::Adoption,
         Self::Removal,
     ];
 
@@ -122,6 +129,7 @@ impl VmPhase {
             Self::Birth(phase) => phase.as_str(),
             Self::Warm => "warm",
             Self::Leased => "leased",
+            Self::Adoption => "adoption",
             Self::Removal => "removal",
         }
     }
@@ -136,6 +144,8 @@ pub enum Event {
     SlotGranted,
     /// The pool gave it to a build.
     Leased,
+    /// It was found again: its process, its address, a connection.
+    Adopted,
     /// It failed, or its guest died.
     Failed,
     /// The pool wants it gone.
@@ -180,7 +190,8 @@ pub struct Refused {
 pub fn step(state: VmStateName, event: Event) -> Result<(Option<VmStateName>, Effect), Refused> {
     use BirthPhase::{Address, Clone, Configure, Connect, Start, Warmup};
     use VmStateName::{
-        Addressed, Answering, Cloned, Cloning, Configured, Leased, Quarantined, Removing, Starting, Warm,
+        Addressed, Adopting, Answering, Cloned, Cloning, Configured, Leased, Quarantined, Removing, Starting,
+        Warm,
     };
     let next = match (state, event) {
         // ## Birth, one phase after the other
@@ -193,9 +204,11 @@ pub fn step(state: VmStateName, event: Event) -> Result<(Option<VmStateName>, Ef
         (Answering, Event::Finished(Warmup)) => (Some(Warm), Effect::ReportWarm),
         // ## Warm -> Leased, once
         (Warm, Event::Leased) => (Some(Leased), Effect::None),
+        // ## Adopting => Leased: to the build that had it
+        (Adopting, Event::Adopted) => (Some(Leased), Effect::None),
         // ## Removing: from anywhere, once
         (
-            Cloning | Cloned | Configured | Starting | Addressed | Answering | Warm | Leased,
+            Cloning | Cloned | Configured | Starting | Addressed | Answering | Warm | Leased | Adopting,
             Event::Failed | Event::RemovalAsked,
         ) => (Some(Removing), Effect::Remove),
         (Removing, Event::Removed) => (None, Effect::ReportGone),
@@ -215,7 +228,7 @@ pub fn step(state: VmStateName, event: Event) -> Result<(Option<VmStateName>, Ef
 mod tests {
     use super::*;
 
-    const EVENTS: [Event; 12] = [
+    const EVENTS: [Event; 13] = [
         Event::Finished(BirthPhase::Clone),
         Event::Finished(BirthPhase::Configure),
         Event::Finished(BirthPhase::Start),
@@ -224,6 +237,7 @@ mod tests {
         Event::Finished(BirthPhase::Warmup),
         Event::SlotGranted,
         Event::Leased,
+        Event::Adopted,
         Event::Failed,
         Event::RemovalAsked,
         Event::Removed,
@@ -252,6 +266,16 @@ mod tests {
     #[test]
     fn a_leased_vm_is_never_offered_again_and_one_removal_runs_at_a_time() {
         walk(VmStateName::Cloning, false, false, 9);
+        // One that is adopted was leased before: from its first moment on it is never offered and never boots.
+        walk(VmStateName::Adopting, true, false, 9);
+    }
+
+    #[test]
+    fn an_adopted_vm_is_a_builds_or_goes() {
+        let ways = EVENTS.map(|event| step(VmStateName::Adopting, event));
+        let mut next: Vec<_> = ways.into_iter().flatten().map(|(next, _)| next).collect();
+        next.dedup();
+        assert_eq!(next, [Some(VmStateName::Leased), Some(VmStateName::Removing)]);
     }
 
     #[test]

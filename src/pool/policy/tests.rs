@@ -10,7 +10,7 @@ use crate::clock::{self, UnixMillis};
 use crate::config::{ByteSize, Config};
 use crate::ids::Generation;
 use crate::pool::admission::{self, Wait};
-use crate::pool::ledger::{HostFull, Waiting};
+use crate::pool::ledger::{Adoption, HostFull, Waiting};
 use crate::runtime::{Fault, GuestOs, ImageInfo, Reason};
 use crate::testing;
 
@@ -338,4 +338,48 @@ fn cores_and_memory_bound_all_pools_together() {
         Some(ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 1024 });
     run_up(&mut ledger);
     assert_eq!(warm(&ledger, "a"), 2);
+}
+
+fn adoption(name: &str, build: u64, os: GuestOs) -> Adoption {
+    let crate::runtime::Parsed::Ours(vm) = VmName::parse(name) else { panic!("`{name}` is ours") };
+    Adoption { vm, build: BuildId(build), image: ImageInfo { os, cpus: 2, memory_mib: 1024 } }
+}
+
+#[test]
+fn an_adopted_vm_is_its_builds_holds_its_permit_and_its_slot_is_not_given_to_another() {
+    let mut ledger = books(2, &[("a", 1, 2, GuestOs::Linux)]);
+    ledger.adopt(&adoption("preheat-a-1-7", 9, GuestOs::Linux), UnixMillis(0)).expect("it fits");
+    assert_eq!(ledger.audit(), Ok(()));
+    claim(&mut ledger, 10, "a");
+    run_up(&mut ledger);
+    let held: Vec<_> = ledger.vms.values().filter(|vm| vm.holds_permit()).collect();
+    assert_eq!(held.len(), 2);
+    assert!(
+        held.iter().any(|vm| vm.name.to_string() == "preheat-a-1-7" && vm.stage == Stage::Leased(BuildId(9)))
+    );
+    let newer = |vm: &&VmRow| vm.stage == Stage::Leased(BuildId(10)) && vm.name.generation > Generation(7);
+    assert!(held.iter().any(newer), "{held:?}");
+    let (vm, build) = (held[0].name.clone(), held[1].name.clone());
+    for vm in [vm, build] {
+        ledger.dying(&vm);
+        ledger.gone(&vm);
+    }
+    assert_eq!(ledger.audit(), Ok(()));
+}
+
+#[test]
+fn what_has_no_place_in_the_books_any_more_is_not_adopted() {
+    let mut ledger = books(2, &[("a", 1, 2, GuestOs::Linux), ("mac", 1, 4, GuestOs::Darwin)]);
+    let mut adopt = |name: &str, build, os| {
+        let adopted = ledger.adopt(&adoption(name, build, os), UnixMillis(0));
+        assert_eq!(ledger.audit(), Ok(()), "{name}");
+        adopted
+    };
+    assert!(adopt("preheat-gone-0-1", 1, GuestOs::Linux).is_err_and(|why| why.contains("no pool")));
+    assert!(adopt("preheat-a-2-1", 1, GuestOs::Linux).is_err_and(|why| why.contains("no slot 2")));
+    assert_eq!(adopt("preheat-a-0-1", 1, GuestOs::Linux), Ok(()));
+    assert!(adopt("preheat-a-0-2", 2, GuestOs::Linux).is_err_and(|why| why.contains("already")), "a slot");
+    assert!(adopt("preheat-a-1-3", 1, GuestOs::Linux).is_err_and(|why| why.contains("already")), "a build");
+    assert_eq!(adopt("preheat-mac-0-4", 4, GuestOs::Darwin), Ok(()));
+    assert!(adopt("preheat-mac-1-5", 5, GuestOs::Darwin).is_err_and(|why| why.contains("no room")));
 }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::*;
 use crate::api::service::Service;
 use crate::api::wire::{BuildState, BuildView, Claim};
@@ -13,6 +15,8 @@ use crate::runtime::sim::{Behaviour, Sim, Step};
 use crate::runtime::{ListedState, Reason};
 use crate::store::BuildRecord;
 use crate::testing;
+
+mod crashes;
 
 /// Longer than anything may take, in virtual time.
 const EVENTUALLY: Duration = Duration::from_secs(3600);
@@ -48,8 +52,8 @@ async fn start(config: &Arc<Config>, sim: &Sim) -> Daemon {
     }
     let store = Store::open(&config.home.journal()).expect("a journal");
     let (runtime, connector) = (Arc::new(sim.clone()), Arc::new(sim.clone()));
-    let first = clear_up(sim, &store).await.expect("cleared");
-    Daemon::start(config.clone(), store, runtime, connector, export::install(), first)
+    let found = clear_up(config, sim, &store).await.expect("cleared");
+    Daemon::start(config.clone(), store, runtime, connector, export::install(), found)
         .await
         .expect("it starts")
 }
@@ -112,6 +116,7 @@ async fn submit(
         context: daemon.context.clone(),
         record,
         secrets: Arc::new(BTreeMap::new()),
+        go_on: false,
         ticket: daemon.core.place(),
     };
     daemon.supervisor.build(arguments);

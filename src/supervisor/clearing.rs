@@ -1,0 +1,119 @@
+//! What an earlier daemon left on the host: VMs whose builds were at work are kept for them, the rest is taken away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::resume::{self, Fate};
+use crate::clock::UnixMillis;
+use crate::config::Config;
+use crate::ids::{BuildId, Generation, PoolName};
+use crate::janitor;
+use crate::pool::ledger::{Adoption, Ledger};
+use crate::runtime::{Listed, ListedState, Parsed, Runtime, VmName};
+use crate::store::{BuildRecord, Store, StoreError};
+use crate::telemetry::events::{AdoptionEnd, Degraded, VmAdopted};
+
+/// Clearing up what an earlier daemon left may hold up the start for so long; what is left then is the next round's.
+const CLEARING_MAX: Duration = Duration::from_secs(120);
+
+/// What a start finds.
+#[derive(Debug)]
+pub struct Found {
+    /// The first generation that was never used.
+    pub first: Generation,
+    /// VMs that run and are their builds' still.
+    pub adopt: Vec<Adoption>,
+}
+
+/// Takes away what an earlier daemon left but the VMs whose builds go on in them, and finds the first generation that was
+/// never used.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub async fn clear_up(config: &Config, runtime: &dyn Runtime, store: &Store) -> Result<Found, StoreError> {
+    let known = store.generation().await?;
+    let listed = runtime.list().await.unwrap_or_default();
+    let ours = listed.iter().filter_map(ours).map(|vm| vm.generation);
+    let newest = ours.chain([known]).max().unwrap_or(known);
+    let first = Generation(newest.0 + 1);
+
+    let wanted = candidates(config, &store.unfinished().await?, &listed);
+    let adopt = those_that_fit(config, runtime, first, wanted).await;
+    let kept: BTreeSet<String> = adopt.iter().map(|adoption| adoption.vm.to_string()).collect();
+    match timeout(CLEARING_MAX, janitor::reconcile(runtime, || kept)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(fault)) => {
+            let hint = fault.reason.hint().unwrap_or_default();
+            Degraded { what: "clearing up", error: format!("{fault}; hint: {hint}") }.emit();
+        }
+        Err(_) => Degraded { what: "clearing up", error: "not done in time".into() }.emit(),
+    }
+    Ok(Found { first, adopt })
+}
+
+fn ours(row: &Listed) -> Option<VmName> {
+    match VmName::parse(&row.name) {
+        Parsed::Ours(vm) => Some(vm),
+        Parsed::NotOurs | Parsed::Malformed => None,
+    }
+}
+
+/// VMs that run and whose build was at work in them.
+fn candidates(config: &Config, unfinished: &[BuildRecord], listed: &[Listed]) -> Vec<(VmName, BuildId)> {
+    let running = listed.iter().filter(|row| row.state == ListedState::Running).filter_map(ours);
+    let builds: BTreeMap<String, BuildId> = unfinished
+        .iter()
+        .filter(|record| resume::fate(record, left(config, record, true)) == Fate::GoOn)
+        .filter_map(|record| Some((record.vm.clone()?, record.id)))
+        .collect();
+    running.filter_map(|vm| Some((vm.clone(), *builds.get(&vm.to_string())?))).collect()
+}
+
+/// What is left of a build beside its record, after a restart.
+pub fn left(config: &Config, record: &BuildRecord, guest: bool) -> resume::Left {
+    resume::Left {
+        source: config.home.spool().join(&record.source).is_file(),
+        pool: config.pools.contains_key(&record.spec.pool),
+        secrets: false,
+        guest,
+    }
+}
+
+/// Those that have a place in books that begin with them, as the pool's will.
+async fn those_that_fit(
+    config: &Config,
+    runtime: &dyn Runtime,
+    first: Generation,
+    wanted: Vec<(VmName, BuildId)>,
+) -> Vec<Adoption> {
+    let mut books = Ledger::new(config, first);
+    let mut images = BTreeMap::new();
+    let mut fit = Vec::new();
+    for (vm, build) in wanted {
+        let image = match images.entry(vm.pool.clone()) {
+            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::btree_map::Entry::Vacant(unknown) => {
+                let asked = image(config, runtime, unknown.key()).await;
+                unknown.insert(asked)
+            }
+        };
+        let adoption = image.clone().map(|image| Adoption { vm: vm.clone(), build, image });
+        let adopted = adoption.and_then(|a| books.adopt(&a, UnixMillis::now()).map(|()| a));
+        match adopted {
+            Ok(adoption) => fit.push(adoption),
+            Err(why) => VmAdopted { build, vm: &vm, result: AdoptionEnd::Refused, why: &why }.emit(),
+        }
+    }
+    fit
+}
+
+async fn image(
+    config: &Config,
+    runtime: &dyn Runtime,
+    pool: &PoolName,
+) -> Result<crate::runtime::ImageInfo, String> {
+    let known = config.pools.get(pool).ok_or_else(|| format!("there is no pool `{pool}` any more"))?;
+    runtime.image(&known.image).await.map_err(|fault| fault.to_string())
+}
