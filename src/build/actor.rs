@@ -436,11 +436,8 @@ impl BuildLife {
         self.record.result = Some(result);
         self.record.reason = reason;
         self.record.finished_ms = Some(UnixMillis::now());
-        let said = match &self.record.reason {
-            Some(reason) => format!("{}: {reason}", result.as_str()),
-            None => result.as_str().to_owned(),
-        };
-        self.say(said);
+        let verdict = Verdict { result, reason: self.record.reason.clone() };
+        self.say(verdict.said());
         let (store, record, me) = (self.context.store.clone(), self.record.clone(), me.clone());
         let sinks: Vec<String> = self.context.config.uploads.iter().map(|u| u.name.clone()).collect();
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {

@@ -83,6 +83,22 @@ fn ours(text: String) -> LogItem {
     LogItem { stream: LogStream::Sys, step: None, text, run: None }
 }
 
+/// The last word in the log of a build whose daemon ended before it, or just after it: it stands there once.
+///
+/// # Errors
+/// When the file cannot be written.
+pub async fn conclude(path: &Path, text: String) -> std::io::Result<()> {
+    let (writer, mut head) = LogWriter::open(path, Redactor::none(), u64::MAX)?;
+    let lines = read(path.to_owned(), head.borrow().lines.saturating_sub(1), None);
+    let last = lines.collect::<Vec<_>>().await.pop();
+    if last.is_none_or(|line| line.stream != LogStream::Sys || line.text != text) {
+        writer.say(text).await;
+    }
+    drop(writer);
+    head.wait_for(|head| head.closed).await.map_err(std::io::Error::other)?;
+    Ok(())
+}
+
 /// How far the outputs of a run are in the log at `path`: behind the last line of each.
 ///
 /// # Errors
@@ -299,6 +315,20 @@ mod tests {
         drop(writer);
         closed(head).await;
         assert_eq!(texts(&path, 0).await, [(1, "one".into()), (2, "two".into())]);
+    }
+
+    #[tokio::test]
+    async fn the_last_word_stands_once_however_often_it_is_said() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("log");
+        for _ in 0..3 {
+            conclude(&path, "success".into()).await.expect("written");
+        }
+        assert_eq!(texts(&path, 0).await, [(1, "success".into())]);
+        let half = std::fs::OpenOptions::new().append(true).open(&path).expect("opens");
+        std::io::Write::write_all(&mut &half, b"{\"n\":2,\"at_").expect("written");
+        conclude(&path, "error: x".into()).await.expect("written");
+        assert_eq!(texts(&path, 1).await, [(2, "error: x".into())]);
     }
 
     #[tokio::test]

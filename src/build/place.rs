@@ -38,6 +38,16 @@ pub struct Verdict {
     pub reason: Option<String>,
 }
 
+impl Verdict {
+    /// The last line of the build's log.
+    pub fn said(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("{}: {reason}", self.result.as_str()),
+            None => self.result.as_str().to_owned(),
+        }
+    }
+}
+
 /// What is left of `whole` at `now` for what began at `began`. The wall clock may have jumped: never more than the whole, and
 /// never less than nothing.
 pub fn left(whole: Duration, began: UnixMillis, now: UnixMillis) -> Duration {

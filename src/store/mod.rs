@@ -59,6 +59,19 @@ impl Store {
         Ok(Self { connection: Arc::new(Mutex::new(connection)) })
     }
 
+    /// The disk stands still until `go` is dropped.
+    #[cfg(test)]
+    pub fn stand_still(&self, go: std::sync::mpsc::Receiver<()>) {
+        let (connection, (tell, still)) = (self.connection.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || {
+            let held = connection.lock();
+            tell.send(()).ok();
+            go.recv().ok();
+            drop(held);
+        });
+        still.recv().ok();
+    }
+
     /// On a thread that may block. A statement that panicked left its transaction rolled back, so the lock may be taken over.
     async fn call<T: Send + 'static>(
         &self,

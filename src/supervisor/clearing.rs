@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::resume::{self, Fate};
 use crate::clock::UnixMillis;
@@ -17,6 +17,9 @@ use crate::telemetry::events::{AdoptionEnd, Degraded, VmAdopted};
 
 /// Clearing up what an earlier daemon left may hold up the start for so long; what is left then is the next round's.
 const CLEARING_MAX: Duration = Duration::from_secs(120);
+
+/// Pauses after each failure to list the host, before the last try.
+const LIST_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
 /// What a start finds.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub struct Found {
 /// When the journal cannot be read.
 pub async fn clear_up(config: &Config, runtime: &dyn Runtime, store: &Store) -> Result<Found, StoreError> {
     let known = store.generation().await?;
-    let listed = runtime.list().await.unwrap_or_default();
+    let listed = list(runtime).await;
     let ours = listed.iter().filter_map(ours).map(|vm| vm.generation);
     let newest = ours.chain([known]).max().unwrap_or(known);
     let first = Generation(newest.0 + 1);
@@ -51,6 +54,20 @@ pub async fn clear_up(config: &Config, runtime: &dyn Runtime, store: &Store) -> 
         Err(_) => Degraded { what: "clearing up", error: "not done in time".into() }.emit(),
     }
     Ok(Found { first, adopt })
+}
+
+/// What is on the host; nothing when it cannot be listed. Builds depend on it, so one failure decides nothing.
+async fn list(runtime: &dyn Runtime) -> Vec<Listed> {
+    for pause in LIST_PAUSES {
+        match runtime.list().await {
+            Ok(listed) => return listed,
+            Err(fault) => {
+                Degraded { what: "listing what an earlier daemon left", error: fault.to_string() }.emit()
+            }
+        }
+        sleep(pause).await;
+    }
+    runtime.list().await.unwrap_or_default()
 }
 
 fn ours(row: &Listed) -> Option<VmName> {

@@ -24,8 +24,10 @@ use super::handle::SupervisorHandle;
 use super::resume::{self, Fate};
 use crate::api;
 use crate::api::serve::BindError;
-use crate::build::actor::{BuildArguments, BuildContext, folder};
+use crate::build::actor::{BuildArguments, BuildContext, folder, log_path};
 use crate::build::live::LiveBuilds;
+use crate::build::log;
+use crate::build::place::Verdict;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::guest::Connector;
@@ -37,7 +39,7 @@ use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
 use crate::store::{BuildRecord, Store, StoreError};
-use crate::telemetry::events::{DaemonStarted, DaemonStopping, Degraded, HttpAnswered};
+use crate::telemetry::events::{BuildEnded, DaemonStarted, DaemonStopping, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
 
 /// The host is compared with the books this often.
@@ -218,19 +220,36 @@ impl Daemon {
         for record in self.context.store.unfinished().await? {
             let left = clearing::left(config, &record, adopted.contains(&record.id));
             match resume::fate(&record, left) {
-                Fate::Over(verdict) => {
-                    // Should its VM be in the books, it goes.
-                    self.context.pool.withdraw(record.id);
-                    let source = config.home.spool().join(&record.source);
-                    let record = resume::ended(record, verdict, UnixMillis::now());
-                    self.context.store.finish(record, sinks.clone()).await?;
-                    std::fs::remove_file(source).ok();
-                }
+                Fate::Over(verdict) => self.pronounce(record, verdict, &sinks).await?,
                 Fate::GoOn => self.start_build(record, true),
                 Fate::Again => self.start_build(resume::again(record), false),
             }
         }
         self.sweep_spool().await
+    }
+
+    /// The end of a build that nothing is left to be done for.
+    async fn pronounce(
+        &self,
+        record: BuildRecord,
+        verdict: Verdict,
+        sinks: &[String],
+    ) -> Result<(), RunError> {
+        // Should its VM be in the books, it goes.
+        self.context.pool.withdraw(record.id);
+        let log = log_path(&self.context.config, record.id);
+        std::fs::create_dir_all(folder(&self.context.config, record.id)).ok();
+        if let Err(error) = log::conclude(&log, verdict.said()).await {
+            Degraded { what: "build log", error: error.to_string() }.emit();
+        }
+        let (result, now) = (verdict.result, UnixMillis::now());
+        let record = resume::ended(record, verdict, now);
+        self.context.store.finish(record.clone(), sinks.to_vec()).await?;
+        let (pool, reason) = (record.spec.pool.as_str(), record.reason.as_deref());
+        BuildEnded { build: record.id, pool, result, reason, took: now.since(record.submitted_ms) }.emit();
+        std::fs::remove_file(self.context.config.home.spool().join(&record.source)).ok();
+        (self.context.uploads)();
+        Ok(())
     }
 
     fn start_build(&self, record: BuildRecord, go_on: bool) {

@@ -1,7 +1,7 @@
 //! A daemon that ends and is started again: no build is lost, none has two results, and what is not ours stays.
 
 use nix::sys::signal::Signal;
-use preheat::api::wire::{BuildList, BuildState, LogStream};
+use preheat::api::wire::{BuildList, BuildState, BuildView, LogStream};
 use preheat::build::spec::BuildResult;
 
 use crate::house::{HOLD, House, Plan, err, until};
@@ -35,6 +35,10 @@ fn both_end_once(house: &House, running: u64, queued: u64) {
         assert_eq!(ends, 1, "{:#?}", house.log(id));
     }
     assert_eq!(house.get::<BuildList>("builds").builds.len(), 2);
+    clean(house);
+}
+
+fn clean(house: &House) {
     house.whole();
     let mut expected: Vec<String> = house.vms().into_iter().map(|vm| vm.name).collect();
     expected.extend(["linux", "mine"].map(str::to_owned));
@@ -61,4 +65,41 @@ fn a_daemon_that_was_killed_goes_on_with_its_builds_and_clears_its_orphans() {
     house.start();
     both_end_once(&house, running, queued);
     assert!(!house.listed().contains(&orphan));
+}
+
+/// Needs no word from the guest but its files, which are there still.
+#[test]
+fn artifacts_that_a_killed_daemon_was_taking_out_come_out_of_the_same_vm() {
+    const BYTES: u64 = 150 << 20;
+    let house = Plan::pool(1, 1).open();
+    assert!(house.tart(&["clone", "linux", "mine"]).status.success());
+    house.whole();
+    let project = tiny(house.dir());
+    // A hole: quickly made in the guest, and long on its way out.
+    let make =
+        format!("mkdir out; dd if=/dev/zero of=out/big bs=1048576 count=0 seek={}; echo made", BYTES >> 20);
+    let id = house.submit(&[&project, "--step", &make, "--artifact", "out/*", "--pool", "linux"]);
+    let taking = |view: &BuildView| {
+        view.phases.last().is_some_and(|phase| phase.phase == "artifacts" && phase.took_ms.is_none())
+    };
+    let vm = house.when(id, "at its artifacts", taking).vm.expect("it has one");
+    let owner = house.vms().into_iter().find(|row| row.name == vm).and_then(|row| row.pid);
+    house.end(Signal::SIGKILL);
+    house.start();
+    let adopted = house.when(id, "going on", |view| view.state == BuildState::Running);
+    assert_eq!(adopted.vm.as_ref(), Some(&vm));
+    until("the VM's process to be found again", || {
+        let found = house.vms().into_iter().find(|row| row.name == vm).and_then(|row| row.pid);
+        (found.is_some() && found == owner).then_some(())
+    });
+
+    let build = house.over(id);
+    assert_eq!((build.result, build.attempt), (Some(BuildResult::Success), 1), "{build:?}");
+    assert_eq!(build.vm, Some(vm));
+    assert_eq!(build.artifacts.iter().map(|artifact| artifact.bytes).collect::<Vec<_>>(), [BYTES]);
+    let phases: Vec<&str> = build.phases.iter().map(|phase| phase.phase.as_str()).collect();
+    assert_eq!(phases, ["queue", "probe", "source", "step", "artifacts", "teardown"]);
+    assert_eq!(house.log(id).iter().filter(|line| line.text == "made").count(), 1);
+    assert_eq!(house.metric("preheat_vms_adopted_total", &[("result", "adopted")]), Some(1.0));
+    clean(&house);
 }
