@@ -44,8 +44,8 @@ pub enum BuildMessage {
     Claim,
     /// The guest of this VM was not reported dead in time.
     TearDownLate(String),
-    /// Answered when the request is on disk.
-    Cancel(RpcReplyPort<()>),
+    /// Answered with whether it was in time; if it was, when it is on disk.
+    Cancel(RpcReplyPort<bool>),
     /// The result is on disk.
     Recorded,
 }
@@ -79,9 +79,13 @@ pub struct BuildHandle {
 }
 
 impl BuildHandle {
-    /// Asks the build to end. True when that is on disk; false when the build is over before, or after `limit`.
-    pub async fn cancel(&self, limit: Duration) -> bool {
-        matches!(self.actor.call(BuildMessage::Cancel, Some(limit)).await, Ok(CallResult::Success(())))
+    /// Asks the build to end. `true`: it will end as cancelled, whatever else comes; `false`: it has its verdict already;
+    /// `None`: its actor does not answer within `limit`, or has ended.
+    pub async fn cancel(&self, limit: Duration) -> Option<bool> {
+        match self.actor.call(BuildMessage::Cancel, Some(limit)).await {
+            Ok(CallResult::Success(in_time)) => Some(in_time),
+            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => None,
+        }
     }
 
     /// The actor's identity, as supervision events carry it.
@@ -172,7 +176,7 @@ impl Actor for BuildActor {
             BuildMessage::Progress(progress) => life.progress(progress),
             BuildMessage::WorkEnded(outcome) => life.step(&me, Event::WorkEnded(outcome)),
             BuildMessage::Claim => life.claim(&me),
-            BuildMessage::Cancel(told) => life.cancel_asked(&me, told),
+            BuildMessage::Cancel(reply) => life.cancel_asked(&me, reply),
             BuildMessage::Recorded => life.close(&me),
         }
         Ok(())
@@ -264,13 +268,17 @@ impl BuildLife {
         }
     }
 
-    /// Whoever asked is told when the request is on disk: from then on a restart of the daemon does not lose it.
-    fn cancel_asked(&mut self, me: &ActorRef<BuildMessage>, told: RpcReplyPort<()>) {
+    /// Whoever asked in time is told so when the request is on disk: a restart of the daemon does not lose it then.
+    fn cancel_asked(&mut self, me: &ActorRef<BuildMessage>, reply: RpcReplyPort<bool>) {
+        if !state::can_be_cancelled(&self.state) {
+            reply.send(false).ok();
+            return;
+        }
         self.record.cancel_asked = true;
         let written = self.announce();
         tokio::spawn(async move {
             if written.wait().await {
-                told.send(()).ok();
+                reply.send(true).ok();
             }
         });
         self.step(me, Event::CancelAsked);

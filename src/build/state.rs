@@ -121,13 +121,22 @@ pub fn step(state: State, event: Event, budget: Budget) -> Result<(State, Effect
     }
 }
 
+/// Whether a cancel is in time: until the verdict is known.
+pub fn can_be_cancelled(state: &State) -> bool {
+    match state {
+        State::Waiting | State::Adopting | State::Working => true,
+        State::TearingDown(..) | State::Over => false,
+    }
+}
+
 fn after(outcome: Outcome, budget: Budget) -> (State, Effect) {
     let verdict = |result, why| (State::TearingDown(result, why), Effect::TearDown);
     match outcome {
-        Outcome::Verdict(result, why) => verdict(result, why),
-        Outcome::DeadVm(_) | Outcome::SystemFault(_) if budget.cancelled => {
+        // Also a verdict that was on its way: whoever cancelled was told that it is in time.
+        Outcome::Verdict(..) | Outcome::DeadVm(_) | Outcome::SystemFault(_) if budget.cancelled => {
             verdict(BuildResult::Cancellation, Some(CANCELLED.to_owned()))
         }
+        Outcome::Verdict(result, why) => verdict(result, why),
         // The next VM is asked for at once; nobody waits for the dead one's burial.
         Outcome::DeadVm(_) if budget.dead_vms < DEAD_VMS_MAX => (State::Waiting, Effect::Claim),
         Outcome::DeadVm(why) | Outcome::SystemFault(why) if budget.retries_left > 0 => {
@@ -216,6 +225,15 @@ mod tests {
         assert_eq!(state, State::TearingDown(BuildResult::Error, Some("lost".into())));
         let (state, _) = ended(lost(), budget(1, 0, true));
         assert_eq!(state, State::TearingDown(BuildResult::Cancellation, Some(CANCELLED.into())));
+    }
+
+    #[test]
+    fn a_cancel_that_was_in_time_wins_over_a_verdict_on_its_way() {
+        let success = || Outcome::Verdict(BuildResult::Success, None);
+        assert!(can_be_cancelled(&State::Working));
+        let (state, _) = ended(success(), budget(0, 0, true));
+        assert_eq!(state, State::TearingDown(BuildResult::Cancellation, Some(CANCELLED.into())));
+        assert!(!can_be_cancelled(&state), "one verdict is enough");
     }
 
     #[test]

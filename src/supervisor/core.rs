@@ -24,8 +24,8 @@ use crate::store::{BuildRecord, StoreError};
 use crate::telemetry::events::BuildAccepted;
 use crate::telemetry::export::Exporter;
 
-/// A request to cancel may take so long to be on disk.
-const CANCEL_MAX: Duration = Duration::from_secs(10);
+/// A question to a build, which answers when what it promises is on disk.
+const ASK_MAX: Duration = Duration::from_secs(10);
 
 /// The daemon's front.
 pub struct Core {
@@ -154,16 +154,15 @@ impl Service for Core {
                 return Err(Refused::BuildOver(id));
             }
             let live = self.context.live.get(id).ok_or(Refused::BuildOver(id))?;
-            if live.handle.cancel(CANCEL_MAX).await {
-                return Ok(());
-            }
-            match self.record(id).await?.result {
-                // It ended so before its request was written down.
-                Some(BuildResult::Cancellation) => Ok(()),
-                Some(_) => Err(Refused::BuildOver(id)),
-                None => Err(Refused::Internal(format!(
-                    "build {id} cannot be cancelled: the journal does not take it"
-                ))),
+            match live.handle.cancel(ASK_MAX).await {
+                Some(true) => Ok(()),
+                Some(false) => Err(Refused::BuildOver(id)),
+                None => match self.record(id).await?.result {
+                    // It ended so before its request was written down.
+                    Some(BuildResult::Cancellation) => Ok(()),
+                    Some(_) => Err(Refused::BuildOver(id)),
+                    None => Err(Refused::Internal(format!("build {id} does not answer"))),
+                },
             }
         }
         .boxed()
