@@ -356,9 +356,13 @@ fn classify_run_end(code: Option<i32>, text: &str) -> Fault {
     fault
 }
 
+/// What is kept of a line that Tart said; a fault is logged, journalled and shown.
+const LINE_CHARS_MAX: usize = 1000;
+
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].join(" / ")
+    let last = &lines[lines.len().saturating_sub(count)..];
+    last.iter().map(|line| line.chars().take(LINE_CHARS_MAX).collect()).collect::<Vec<String>>().join(" / ")
 }
 
 fn tail(path: &Path) -> String {
@@ -373,9 +377,16 @@ fn tail(path: &Path) -> String {
     read().unwrap_or_default()
 }
 
+/// The start of a text, in one line: it may be anything, and of any length.
+fn start(text: &str) -> String {
+    const SHOWN_MAX: usize = 200;
+    text.chars().take(SHOWN_MAX).collect::<String>().escape_debug().to_string()
+}
+
 fn parse_address(stdout: &str) -> Result<IpAddr, Fault> {
     let text = stdout.trim();
-    text.parse().map_err(|_| Fault::new(Reason::NoAddress, "tart ip", format!("`{text}` is not an address")))
+    text.parse()
+        .map_err(|_| Fault::new(Reason::NoAddress, "tart ip", format!("`{}` is not an address", start(text))))
 }
 
 /// Read leniently: the fields' types have changed between Tart's versions, and more may be added.
@@ -424,7 +435,11 @@ fn parse_image(json: &str) -> Result<ImageInfo, Fault> {
         "darwin" | "macos" => GuestOs::Darwin,
         "linux" => GuestOs::Linux,
         other => {
-            return Err(Fault::new(Reason::ImageUnusable, "tart get", format!("its OS is `{other}`")));
+            return Err(Fault::new(
+                Reason::ImageUnusable,
+                "tart get",
+                format!("its OS is `{}`", start(other)),
+            ));
         }
     };
     Ok(ImageInfo { os, cpus: row.cpu, memory_mib: row.memory })
@@ -465,6 +480,17 @@ mod tests {
             let fault = classify_run_end(Some(0), text);
             assert_eq!(fault.reason, Reason::GuestStopped);
         }
+    }
+
+    #[test]
+    fn what_tart_says_at_length_is_kept_short() {
+        let long = "x".repeat(3 << 20);
+        let faults = [
+            classify(Verb::Clone, Some(1), &long),
+            parse_address(&long).expect_err("no address"),
+            parse_image(&format!("{{\"OS\":\"{long}\",\"CPU\":1,\"Memory\":1}}")).expect_err("no OS"),
+        ];
+        assert!(faults.iter().all(|fault| fault.text.len() < 4000));
     }
 
     #[test]
