@@ -15,6 +15,7 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
 use super::globs::checked;
+use super::heads::{Heads, said};
 use super::{TakeError, Taken};
 use crate::runtime::{Fault, Reason};
 
@@ -97,10 +98,12 @@ fn hex(bytes: &[u8]) -> String {
 pub(super) fn receive_tar(from: impl Read, wanted: &[String], sink: &Sink) -> Result<Vec<Taken>, TakeError> {
     let mut wanted: HashSet<&str> = wanted.iter().map(String::as_str).collect();
     let mut taken: HashMap<String, Taken> = HashMap::new();
-    let mut archive = Archive::new(from);
+    let heads = Heads::default();
+    let mut archive = Archive::new(heads.bounded(from));
     archive.set_ignore_zeros(true);
     for entry in archive.entries().map_err(|e| broken(&e))? {
         let mut entry = entry.map_err(|e| broken(&e))?;
+        heads.content_follows(entry.size());
         let raw = entry.path_bytes().into_owned();
         let hostile =
             || TakeError::Hostile { path: String::from_utf8_lossy(&raw).escape_debug().to_string() };
@@ -142,8 +145,12 @@ fn without_dot(name: &[u8]) -> &[u8] {
 }
 
 fn broken(error: &io::Error) -> TakeError {
-    Fault::new(Reason::VerbFailed, "take artifacts", format!("the guest's tar stream is broken: {error}"))
-        .into()
+    Fault::new(
+        Reason::VerbFailed,
+        "take artifacts",
+        format!("the guest's tar stream is broken: {}", said(error)),
+    )
+    .into()
 }
 
 fn copy(from: &mut impl Read, to: &mut Incoming<'_>) -> Result<(), TakeError> {
