@@ -599,6 +599,7 @@ mod tests {
             ("a\\b", 0o644, b""),
             ("a", 0o120_777, b"/etc/passwd"),
             ("a", 0o120_777, b".."),
+            ("a", 0o120_777, b"b\0c"),
         ] {
             let (made, _) = normal(&zip_of(&[("b", 0o644, b""), (name, mode, content)]), Limits::default());
             assert!(matches!(made, Err(ArchiveError::Hostile { .. })), "{name} {made:?}");
