@@ -494,6 +494,19 @@ mod tests {
     }
 
     #[test]
+    fn a_size_may_be_a_number_or_a_text() {
+        for size in ["3", "3.1", "\"3\"", "\"3.1\"", "null"] {
+            let get = format!(
+                r#"{{"OS":"linux","CPU":4,"Memory":4096,"Disk":20,"Size":{size},"State":"stopped"}}"#
+            );
+            assert_eq!(parse_image(&get).map(|image| image.cpus), Ok(4), "{size}");
+            let list =
+                format!(r#"[{{"Source":"local","Name":"a","Disk":{size},"Size":{size},"Running":false}}]"#);
+            assert_eq!(parse_list(&list).map(|rows| rows.len()), Ok(1), "{size}");
+        }
+    }
+
+    #[test]
     fn lists_of_every_tart_version_are_read() {
         let json = r#"[
             {"Source":"local","Name":"a","Disk":20,"Size":3,"SizeOnDisk":2,"Running":true,"State":"running"},
