@@ -519,6 +519,17 @@ async fn what_kept_us_from_connecting_is_named() {
 }
 
 #[tokio::test]
+async fn a_handshake_that_is_never_answered_ends_in_its_time() {
+    let sshd = Sshd::started();
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let mute = Target { port: silent.local_addr().expect("an address").port(), ..sshd.target() };
+    let connected =
+        tokio::time::timeout(PATIENT, SshConnector.connect(&mute, Deadline::after(Duration::from_secs(1))));
+    let fault = connected.await.expect("an end").map(drop).expect_err("nobody answers");
+    assert_eq!(fault.reason, Reason::SshTimeout);
+}
+
+#[tokio::test]
 async fn no_ssh_is_left_after_a_drop() {
     let sshd = Sshd::started();
     let ours = format!("-p {} ", sshd.port);

@@ -194,3 +194,16 @@ fn every_metric_is_in_the_catalogue() {
         }
     }
 }
+
+#[test]
+fn every_test_that_is_named_against_a_peers_failure_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = fs::read_to_string(root.join("tests/peers.md")).expect("the table");
+    let named: Vec<(&str, &str)> = table.split('`').filter_map(|word| word.split_once(".rs::")).collect();
+    assert!(named.len() > 40, "only {} are named", named.len());
+    let missing = named.into_iter().filter(|(file, test)| {
+        let text = fs::read_to_string(root.join(format!("{file}.rs"))).unwrap_or_default();
+        !text.contains(&format!("fn {test}("))
+    });
+    assert_eq!(missing.collect::<Vec<_>>(), Vec::<(&str, &str)>::new());
+}

@@ -15,6 +15,7 @@ use tar::{Archive, EntryType, Header};
 
 use self::layout::{Item, Kind, Layout, Offence, clean};
 use super::exact::Exact;
+use crate::guest::heads::{Heads, said};
 
 /// The most entries of an archive, folders among them.
 pub const ENTRIES_MAX: u64 = 500_000;
@@ -30,6 +31,9 @@ const TARGET_BYTES_MAX: u64 = 4096;
 
 /// The name of the project's file in the root.
 const PROJECT_FILE: &[u8] = b".preheat.toml";
+
+/// From here on a name does not fit into a tar's header, its slash among it.
+const NAME_BYTES_SHORT: usize = 100;
 
 /// Buffers of files.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -77,7 +81,7 @@ pub enum ArchiveError {
     #[error("the archive is {found}, which is not read")]
     Unsupported { found: &'static str },
     /// It breaks off, or contradicts itself.
-    #[error("the archive is cut off or damaged: {0}")]
+    #[error("the archive is cut off or damaged: {}", said(.0))]
     Damaged(io::Error),
     /// An entry that could land elsewhere or do harm.
     #[error("`{path}` in the archive has {why}")]
@@ -141,7 +145,17 @@ pub fn normalise(input: &Path, output: &Path, limits: Limits) -> Result<Summary,
     if layout.rest.is_empty() {
         return Err(ArchiveError::NoFile);
     }
+    let names = layout.rest.values().chain(layout.folders.keys());
+    if let Some(name) = names.into_iter().find(|name| !can_be_written(name)) {
+        return Err(hostile(Offence { name: name.clone(), why: "a long name that is no UTF-8 text" }));
+    }
     write_all(&mut source, &entries, &layout, output, limits)
+}
+
+/// The library cuts a long name off for readers that know no long ones, and that it can only do with text.
+fn can_be_written(name: &[u8]) -> bool {
+    let head = &name[..name.len().min(NAME_BYTES_SHORT)];
+    name.len() < NAME_BYTES_SHORT || std::str::from_utf8(head).map_or_else(|e| e.valid_up_to() > 0, |_| true)
 }
 
 fn write_all(
@@ -363,9 +377,13 @@ fn sum_is_right(head: &[u8]) -> bool {
 }
 
 fn walk_tar(from: impl Read, visit: &mut Visit<'_>) -> Result<(), ArchiveError> {
-    let mut archive = Archive::new(from);
-    for entry in archive.entries().map_err(ArchiveError::Damaged)? {
+    let heads = Heads::default();
+    let mut archive = Archive::new(heads.bounded(from));
+    let mut entries = archive.entries().map_err(ArchiveError::Damaged)?;
+    loop {
+        let Some(entry) = entries.next() else { return Ok(()) };
         let mut entry = entry.map_err(ArchiveError::Damaged)?;
+        heads.content_follows(entry.size());
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XGlobalHeader) {
             // A remark of `git archive`.
@@ -397,7 +415,6 @@ fn walk_tar(from: impl Read, visit: &mut Visit<'_>) -> Result<(), ArchiveError> 
         let (mode, mtime) = (entry.header().mode().unwrap_or(0o644), entry.header().mtime().unwrap_or(0));
         visit(Entry { item: Item { name, kind }, mode, mtime, size }, &mut entry)?;
     }
-    Ok(())
 }
 
 fn walk_zip(from: impl Read + Seek, limits: Limits, visit: &mut Visit<'_>) -> Result<(), ArchiveError> {
@@ -582,6 +599,7 @@ mod tests {
             ("a\\b", 0o644, b""),
             ("a", 0o120_777, b"/etc/passwd"),
             ("a", 0o120_777, b".."),
+            ("a", 0o120_777, b"b\0c"),
         ] {
             let (made, _) = normal(&zip_of(&[("b", 0o644, b""), (name, mode, content)]), Limits::default());
             assert!(matches!(made, Err(ArchiveError::Hostile { .. })), "{name} {made:?}");
@@ -607,6 +625,20 @@ mod tests {
             let Err(error @ ArchiveError::Hostile { .. }) = made else { panic!("{name} {kind:?}: {made:?}") };
             assert!(error.to_string().contains(name) && error.hint().is_some(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_long_name_that_is_no_text_is_the_senders_fault() {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut head = header(EntryType::GNULongName, 0o644, 0, 201);
+        head.set_cksum();
+        let name = [vec![0x80; 200], vec![0]].concat();
+        tar.append(&head, name.as_slice()).expect("written");
+        let mut head = header(EntryType::Regular, 0o644, 0, 1);
+        head.set_cksum();
+        tar.append(&head, &b"1"[..]).expect("written");
+        let (made, _) = normal(&tar.into_inner().expect("written"), Limits::default());
+        assert!(matches!(made, Err(ArchiveError::Hostile { .. })), "{made:?}");
     }
 
     #[test]

@@ -412,7 +412,8 @@ fn secrets(
     mistakes: &mut Vec<Mistake>,
 ) -> Secrets {
     let mut wrong = |name: &str, text: &str, hint: String| {
-        mistakes.push(Mistake::at(&Origin::Request, format!("secrets.{name}"), text).hint(hint));
+        let key = format!("secrets.{}", name.escape_debug());
+        mistakes.push(Mistake::at(&Origin::Request, key, text).hint(hint));
     };
     let given = |name: &str| request.secrets.get(name).is_some_and(|value| !value.is_empty());
     let names: BTreeSet<&String> = named.iter().chain(request.secrets.keys()).collect();
@@ -421,14 +422,14 @@ fn secrets(
             wrong(
                 name,
                 "has no value, and the build needs it",
-                format!("export {name}, and give --secret {name}"),
+                format!("export {0}, and give --secret {0}", name.escape_debug()),
             );
         }
         if env.contains_key(*name) {
             wrong(
                 name,
                 "is in `env` too, where it is no secret",
-                format!("take {name} out of one of the two"),
+                format!("take {} out of one of the two", name.escape_debug()),
             );
         }
     }

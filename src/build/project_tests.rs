@@ -228,6 +228,18 @@ fn a_file_that_is_not_there_is_none_and_one_that_is_too_long_is_refused() {
     assert_eq!(said, ".preheat.toml: is longer than 262144 bytes, the most that is read");
 }
 
+#[test]
+fn the_name_of_a_secret_is_shown_so_that_no_terminal_obeys_it() {
+    for json in
+        [r#"{"secrets":{"\u001b[2J\n":""}}"#, r#"{"secrets":{"\u001b[2J":"x"},"env":{"\u001b[2J":"x"}}"#]
+    {
+        let merged =
+            merge(file("steps = [\"make\"]"), &request(json), &defaults(), &pools(&["linux"]), "folder");
+        let Err(Incomplete::Wrong(mistakes)) = merged else { panic!("{merged:?}") };
+        assert!(!mistakes.lines().iter().any(|line| line.chars().any(char::is_control)), "{mistakes:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_project_makes_it_panic(text in "((project|pool|steps|env|secrets|artifacts|timeout)(\\.[a-z])? = (1|true|\"\\PC{0,5}\"|\\[\"\\PC{0,5}\"\\]|\\{ command = \"\\PC{0,9}\" \\})\n){0,4}\\PC{0,9}") {

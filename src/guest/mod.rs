@@ -2,6 +2,7 @@
 //! Nothing above this folder knows SSH, tar or a shell.
 
 mod globs;
+pub(crate) mod heads;
 pub mod lines;
 mod master;
 mod receive;

@@ -15,6 +15,7 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
 use super::globs::checked;
+use super::heads::{Heads, said};
 use super::{TakeError, Taken};
 use crate::runtime::{Fault, Reason};
 
@@ -76,13 +77,23 @@ impl Incoming<'_> {
     pub(super) fn finish(self, executable: bool) -> Result<Taken, TakeError> {
         let place = self.sink.into.join(&self.path);
         if let Some(folder) = place.parent() {
-            fs::create_dir_all(folder).map_err(TakeError::Host)?;
+            fs::create_dir_all(folder).map_err(|e| misplaced(&self.path, e))?;
         }
         let mode = if executable { 0o755 } else { 0o644 };
         self.file.as_file().set_permissions(Permissions::from_mode(mode)).map_err(TakeError::Host)?;
-        self.file.persist_noclobber(&place).map_err(|e| TakeError::Host(e.error))?;
+        self.file.persist_noclobber(&place).map_err(|e| misplaced(&self.path, e.error))?;
         Ok(Taken { path: self.path, bytes: self.bytes, sha256: hex(&self.hash.finalize()) })
     }
+}
+
+/// A name that has no place beside the others is the guest's doing, not this host's: a file below a file, a part too
+/// long, two names that are one here.
+fn misplaced(path: &str, error: io::Error) -> TakeError {
+    use io::ErrorKind::{AlreadyExists, InvalidFilename, IsADirectory, NotADirectory};
+    if matches!(error.kind(), AlreadyExists | InvalidFilename | IsADirectory | NotADirectory) {
+        return TakeError::Hostile { path: path.to_owned() };
+    }
+    TakeError::Host(error)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -97,10 +108,12 @@ fn hex(bytes: &[u8]) -> String {
 pub(super) fn receive_tar(from: impl Read, wanted: &[String], sink: &Sink) -> Result<Vec<Taken>, TakeError> {
     let mut wanted: HashSet<&str> = wanted.iter().map(String::as_str).collect();
     let mut taken: HashMap<String, Taken> = HashMap::new();
-    let mut archive = Archive::new(from);
+    let heads = Heads::default();
+    let mut archive = Archive::new(heads.bounded(from));
     archive.set_ignore_zeros(true);
     for entry in archive.entries().map_err(|e| broken(&e))? {
         let mut entry = entry.map_err(|e| broken(&e))?;
+        heads.content_follows(entry.size());
         let raw = entry.path_bytes().into_owned();
         let hostile =
             || TakeError::Hostile { path: String::from_utf8_lossy(&raw).escape_debug().to_string() };
@@ -142,8 +155,12 @@ fn without_dot(name: &[u8]) -> &[u8] {
 }
 
 fn broken(error: &io::Error) -> TakeError {
-    Fault::new(Reason::VerbFailed, "take artifacts", format!("the guest's tar stream is broken: {error}"))
-        .into()
+    Fault::new(
+        Reason::VerbFailed,
+        "take artifacts",
+        format!("the guest's tar stream is broken: {}", said(error)),
+    )
+    .into()
 }
 
 fn copy(from: &mut impl Read, to: &mut Incoming<'_>) -> Result<(), TakeError> {
@@ -187,6 +204,8 @@ impl Read for Pieces {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn archive(entries: &[(&str, EntryType, &[u8], &str)]) -> Vec<u8> {
@@ -264,5 +283,56 @@ mod tests {
         let (taken, dir) = receive(&bytes[..514], &["a"], 9);
         assert!(matches!(taken, Err(TakeError::Guest(_))), "{taken:?}");
         assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_name_without_a_place_is_the_guests_fault() {
+        let file = EntryType::Regular;
+        for (first, second) in [("a", "a/b"), ("a/b", "a")] {
+            let bytes = archive(&[(first, file, b"1", ""), (second, file, b"2", "")]);
+            let (taken, _dir) = receive(&bytes, &[first, second], 9);
+            assert!(matches!(taken, Err(TakeError::Hostile { .. })), "{taken:?}");
+        }
+    }
+
+    fn hostile_entry() -> impl Strategy<Value = (String, EntryType, Vec<u8>, String)> {
+        let name = || {
+            let part = prop::sample::select(&["a", "b", "..", ".", "", "x", "A", "e\u{301}", "\u{e9}"]);
+            prop::collection::vec(part, 1..4).prop_map(|parts| parts.join("/"))
+        };
+        let kind =
+            prop_oneof![3 => Just(b'0'), 2 => Just(b'1'), 1 => prop::sample::select(b"23456L7xg".to_vec())];
+        let content = prop::collection::vec(any::<u8>(), 0..30);
+        (name(), kind, content, name()).prop_map(|(n, k, c, l)| (n, EntryType::new(k), c, l))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_guest_sends_stays_in_its_folder(
+            entries in prop::collection::vec(hostile_entry(), 0..6),
+            wanted in prop::collection::btree_set("[abx](/[ab])?", 0..5),
+            cut in any::<prop::sample::Index>(), whole in any::<bool>(),
+        ) {
+            let borrowed: Vec<_> =
+                entries.iter().map(|(n, k, c, l)| (n.as_str(), *k, c.as_slice(), l.as_str())).collect();
+            let mut bytes = archive(&borrowed);
+            if !whole {
+                bytes.truncate(cut.index(bytes.len() + 1));
+            }
+            let outer = tempfile::tempdir().expect("a folder");
+            let into = outer.path().join("into");
+            fs::create_dir(&into).expect("made");
+            fs::write(outer.path().join("a"), "there").expect("written");
+            let wanted: Vec<String> = wanted.into_iter().collect();
+            let taken = receive_tar(bytes.as_slice(), &wanted, &Sink::new(&into, 60));
+            let around: Vec<_> = fs::read_dir(outer.path()).expect("there").flatten().collect();
+            prop_assert_eq!(around.len(), 2);
+            prop_assert_eq!(fs::read(outer.path().join("a")).expect("there"), b"there");
+            match taken {
+                Ok(taken) => prop_assert!(taken.iter().map(|t| t.bytes).sum::<u64>() <= 60),
+                // What a guest sends is the guest's fault: a fault of the host would cost all others.
+                Err(error) => prop_assert!(!matches!(error, TakeError::Host(_)), "{:?}", error),
+            }
+        }
     }
 }

@@ -374,9 +374,13 @@ fn adopted_run_end(log: &Path) -> Fault {
     fault
 }
 
+/// What is kept of a line that Tart said; a fault is logged, journalled and shown.
+const LINE_CHARS_MAX: usize = 1000;
+
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].join(" / ")
+    let last = &lines[lines.len().saturating_sub(count)..];
+    last.iter().map(|line| line.chars().take(LINE_CHARS_MAX).collect()).collect::<Vec<String>>().join(" / ")
 }
 
 fn tail(path: &Path) -> String {
@@ -391,9 +395,16 @@ fn tail(path: &Path) -> String {
     read().unwrap_or_default()
 }
 
+/// The start of a text, in one line: it may be anything, and of any length.
+fn start(text: &str) -> String {
+    const SHOWN_MAX: usize = 200;
+    text.chars().take(SHOWN_MAX).collect::<String>().escape_debug().to_string()
+}
+
 fn parse_address(stdout: &str) -> Result<IpAddr, Fault> {
     let text = stdout.trim();
-    text.parse().map_err(|_| Fault::new(Reason::NoAddress, "tart ip", format!("`{text}` is not an address")))
+    text.parse()
+        .map_err(|_| Fault::new(Reason::NoAddress, "tart ip", format!("`{}` is not an address", start(text))))
 }
 
 /// Read leniently: the fields' types have changed between Tart's versions, and more may be added.
@@ -442,7 +453,11 @@ fn parse_image(json: &str) -> Result<ImageInfo, Fault> {
         "darwin" | "macos" => GuestOs::Darwin,
         "linux" => GuestOs::Linux,
         other => {
-            return Err(Fault::new(Reason::ImageUnusable, "tart get", format!("its OS is `{other}`")));
+            return Err(Fault::new(
+                Reason::ImageUnusable,
+                "tart get",
+                format!("its OS is `{}`", start(other)),
+            ));
         }
     };
     Ok(ImageInfo { os, cpus: row.cpu, memory_mib: row.memory })
@@ -494,6 +509,30 @@ mod tests {
         assert!(fault.text.contains("exit code went"), "{fault}");
         std::fs::write(&log, "Softnet failed: no").expect("written");
         assert_eq!(adopted_run_end(&log).reason, Reason::Softnet);
+    }
+
+    #[test]
+    fn what_tart_says_at_length_is_kept_short() {
+        let long = "x".repeat(3 << 20);
+        let faults = [
+            classify(Verb::Clone, Some(1), &long),
+            parse_address(&long).expect_err("no address"),
+            parse_image(&format!("{{\"OS\":\"{long}\",\"CPU\":1,\"Memory\":1}}")).expect_err("no OS"),
+        ];
+        assert!(faults.iter().all(|fault| fault.text.len() < 4000));
+    }
+
+    #[test]
+    fn a_size_may_be_a_number_or_a_text() {
+        for size in ["3", "3.1", "\"3\"", "\"3.1\"", "null"] {
+            let get = format!(
+                r#"{{"OS":"linux","CPU":4,"Memory":4096,"Disk":20,"Size":{size},"State":"stopped"}}"#
+            );
+            assert_eq!(parse_image(&get).map(|image| image.cpus), Ok(4), "{size}");
+            let list =
+                format!(r#"[{{"Source":"local","Name":"a","Disk":{size},"Size":{size},"Running":false}}]"#);
+            assert_eq!(parse_list(&list).map(|rows| rows.len()), Ok(1), "{size}");
+        }
     }
 
     #[test]

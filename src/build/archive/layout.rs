@@ -180,6 +180,9 @@ pub(in crate::build) fn follow(
     // What is still to be walked, the next part last.
     let mut ahead: Vec<&[u8]> = parts_reversed(target);
     let mut hops = 0;
+    if target.contains(&0) {
+        return Err("a NUL byte in its target");
+    }
     if target.first() == Some(&b'/') {
         return Err(LEAVES);
     }
