@@ -23,7 +23,7 @@ pub struct SubmitSpec {
     /// Added to the project's, and winning over it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Values by name; they are kept in memory only.
+    /// Values by name; they are kept in memory, and on the disk only sealed and until the build is over.
     #[serde(skip_serializing_if = "no_secrets")]
     pub secrets: SecretValues,
     /// Replaces the project's globs when it is not empty.

@@ -54,7 +54,7 @@ pub struct ProjectFile {
     pub include_git: bool,
 }
 
-/// The secrets of one build. They are in memory only, and print as `[REDACTED]`.
+/// The secrets of one build. They print as `[REDACTED]`.
 #[derive(Debug, Clone, Default)]
 pub struct Secrets(BTreeMap<String, SecretString>);
 

@@ -13,18 +13,19 @@ pub enum Fate {
     Over(String),
 }
 
-/// Decides. `source_there`: its source is still in the spool; `pool_there`: its pool is still configured.
-pub fn fate(record: &BuildRecord, source_there: bool, pool_there: bool) -> Fate {
+/// Decides. `source_there`: its source is still in the spool; `pool_there`: its pool is still configured; `sealed`: why the
+/// journal does not give its secrets, if so.
+pub fn fate(record: &BuildRecord, source_there: bool, pool_there: bool, sealed: Option<&str>) -> Fate {
     if !pool_there {
         return Fate::Over(format!("there is no pool `{}` any more", record.spec.pool));
     }
     if !source_there {
         return Fate::Over("its source is gone from the spool".into());
     }
-    if !record.spec.secrets.is_empty() {
+    if let Some(why) = sealed {
         let names = record.spec.secrets.join("`, `");
         return Fate::Over(format!(
-            "the daemon was restarted, and the values of `{names}` were kept in memory only: submit it again"
+            "the daemon was restarted, and the values of `{names}` are lost: {why}; submit it again"
         ));
     }
     if record.running && record.attempt > record.spec.retries {

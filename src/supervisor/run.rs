@@ -2,7 +2,7 @@
 //! builds from the journal; then the API. Stop: no new builds; builds' actors end, and the journal keeps their builds for the
 //! next start; VMs are taken away; the API goes last, so that a client sees the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ use crate::pool::actor::PoolArguments;
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::tart::Tart;
 use crate::runtime::{Parsed, Runtime, VmName};
-use crate::store::{Store, StoreError};
+use crate::store::{BuildRecord, Store, StoreError, Values};
 use crate::telemetry::events::{DaemonStarted, DaemonStopping, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
 
@@ -80,6 +80,7 @@ impl RunError {
             Self::Locked { .. } => Some("stop it first, or set PREHEAT_HOME to another folder".into()),
             Self::Bind(error) => Some(error.hint()),
             Self::Token(_) => Some("check `api.token_file`".into()),
+            Self::Store(StoreError::Seal(error)) => error.hint(),
             Self::Store(_) => Some("`preheat doctor` looks at the disk and at permissions".into()),
             Self::Start(_) => None,
             Self::Broken(_) => Some("start it again: it goes on from its journal".into()),
@@ -236,7 +237,8 @@ impl Daemon {
         for record in self.context.store.unfinished().await? {
             let source = self.context.config.home.spool().join(&record.source);
             let pool_there = self.context.config.pools.contains_key(&record.spec.pool);
-            match resume::fate(&record, source.is_file(), pool_there) {
+            let (secrets, sealed) = self.unseal(&record).await?;
+            match resume::fate(&record, source.is_file(), pool_there, sealed.as_deref()) {
                 Fate::Over(reason) => {
                     let record = resume::ended(record, reason, UnixMillis::now());
                     self.context.store.finish(record, sinks.clone()).await?;
@@ -246,7 +248,7 @@ impl Daemon {
                     let arguments = BuildArguments {
                         context: self.context.clone(),
                         record,
-                        secrets: Arc::new(BTreeMap::new()),
+                        secrets: Arc::new(secrets),
                         ticket: self.core.place(),
                     };
                     self.supervisor.build(arguments);
@@ -254,6 +256,18 @@ impl Daemon {
             }
         }
         self.sweep_spool().await
+    }
+
+    /// A build's secrets, or why they are lost.
+    async fn unseal(&self, record: &BuildRecord) -> Result<(Values, Option<String>), RunError> {
+        if record.spec.secrets.is_empty() {
+            return Ok((Values::new(), None));
+        }
+        match self.context.store.secrets(record.id).await {
+            Ok(secrets) => Ok((secrets, None)),
+            Err(StoreError::Seal(why)) => Ok((Values::new(), Some(why.to_string()))),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Files of the spool that no build needs: a crash came between receiving and accepting.
