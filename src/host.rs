@@ -2,6 +2,17 @@
 
 use std::path::Path;
 
+use nix::sys::resource::{Resource, setrlimit};
+
+/// No core file of this process is written, nor of any that it starts from now on: it would hold secrets. Collectors that
+/// cores are piped into (systemd-coredump, apport) keep to the limit by themselves.
+///
+/// # Errors
+/// When the system refuses.
+pub fn forbid_core_files() -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)
+}
+
 /// The volume of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {

@@ -15,6 +15,7 @@ use preheat::api::wire::*;
 use preheat::build::spec::BuildResult;
 use preheat::clock::UnixMillis;
 use preheat::ids::BuildId;
+use secrecy::ExposeSecret as _;
 
 const PREHEAT: &str = env!("CARGO_BIN_EXE_preheat");
 
@@ -268,7 +269,7 @@ async fn a_secrets_value_comes_from_the_environment_and_is_not_shown() {
     run.env("KEY", "hunter2");
     let output = done(run).await;
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
-    assert_eq!(fake.specs.lock().expect("whole")[0].secrets["KEY"], "hunter2");
+    assert_eq!(fake.specs.lock().expect("whole")[0].secrets["KEY"].expose_secret(), "hunter2");
     assert!(!err(&output).contains("hunter2") && !out(&output).contains("hunter2"));
 }
 

@@ -9,6 +9,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use futures::StreamExt;
+use secrecy::zeroize::Zeroizing;
 
 use super::error::{ApiError, Reply};
 use super::intake::{Incoming, Meter, metered, source_too_large};
@@ -140,7 +141,8 @@ async fn form(app: &App, request: Request) -> Result<(SubmitSpec, tempfile::Temp
 }
 
 async fn read_spec(mut field: Field<'_>, meter: &Meter) -> Result<SubmitSpec, ApiError> {
-    let mut text = Vec::new();
+    // Of its greatest size at once: one that grew would leave copies of the secrets behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(SPEC_BYTES_MAX));
     while let Some(piece) = field.chunk().await.map_err(|e| meter.error("form", e.body_text()))? {
         if text.len() + piece.len() > SPEC_BYTES_MAX {
             return Err(ApiError::too_large("part `spec`", "1 MiB"));

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::build::spec::{BuildResult, human};
 use crate::clock::UnixMillis;
@@ -23,7 +25,7 @@ pub struct SubmitSpec {
     /// Added to the project's, and winning over it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Values by name; they are kept in memory only.
+    /// Values by name; they are kept in memory, and on the disk only sealed and until the build is over.
     #[serde(skip_serializing_if = "no_secrets")]
     pub secrets: SecretValues,
     /// Replaces the project's globs when it is not empty.
@@ -40,21 +42,46 @@ fn no_secrets(secrets: &SecretValues) -> bool {
 }
 
 /// Secrets on their way: readable as JSON by the daemon, and by nobody who prints them.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SecretValues(pub BTreeMap<String, String>);
+#[derive(Clone, Default)]
+pub struct SecretValues(pub BTreeMap<String, SecretString>);
 
 impl std::ops::Deref for SecretValues {
-    type Target = BTreeMap<String, String>;
+    type Target = BTreeMap<String, SecretString>;
 
     fn deref(&self) -> &Self::Target {
         &self.0
     }
 }
 
-impl From<BTreeMap<String, String>> for SecretValues {
-    fn from(values: BTreeMap<String, String>) -> Self {
+impl From<BTreeMap<String, SecretString>> for SecretValues {
+    fn from(values: BTreeMap<String, SecretString>) -> Self {
         Self(values)
+    }
+}
+
+impl PartialEq for SecretValues {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |((a, x), (b, y)): ((&String, &SecretString), (&String, &SecretString))| {
+            a == b && x.expose_secret() == y.expose_secret()
+        };
+        self.len() == other.len() && self.iter().zip(other.iter()).all(same)
+    }
+}
+
+impl Eq for SecretValues {}
+
+impl Serialize for SecretValues {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter().map(|(name, value)| (name, value.expose_secret())))
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretValues {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The usual error would quote what it found.
+        BTreeMap::deserialize(deserializer)
+            .map(Self)
+            .map_err(|_| D::Error::custom("`secrets` must be an object of strings"))
     }
 }
 

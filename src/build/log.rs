@@ -13,6 +13,7 @@ use super::redact::Redactor;
 use crate::api::wire::{LogLine, LogStream};
 use crate::clock::UnixMillis;
 use crate::guest::Position;
+use crate::guest::lines::LINE_BYTES_MAX;
 use crate::ids::RunId;
 
 /// Lines that may wait for the disk; a step that prints faster is slowed down.
@@ -62,8 +63,9 @@ impl LogWriter {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
         let (head, follow) = watch::channel(LogHead { lines, closed: false });
         let (sender, receiver) = mpsc::channel(LINES_WAITING_MAX);
-        let sink = Sink { file: BufWriter::new(File::from_std(file)), lines, bytes, bytes_max, dropped: 0 };
-        tokio::spawn(write_all(sink, receiver, head, redactor));
+        let file = BufWriter::new(File::from_std(file));
+        let sink = Sink { file, lines, bytes, bytes_max, dropped: 0, redactor, held: [None, None] };
+        tokio::spawn(write_all(sink, receiver, head));
         Ok((Self { lines: sender }, follow))
     }
 
@@ -147,7 +149,13 @@ struct Sink {
     bytes: u64,
     bytes_max: u64,
     dropped: u64,
+    redactor: Redactor,
+    /// Of each of a step's outputs: what may be the beginning of a secret, where a line was cut.
+    held: [Option<LogItem>; 2],
 }
+
+/// A text as long as this may be a piece of a longer line; a shorter one never is.
+const CUT_BYTES_MIN: usize = LINE_BYTES_MAX - 3;
 
 impl Sink {
     async fn put(&mut self, item: LogItem) -> std::io::Result<()> {
@@ -162,7 +170,51 @@ impl Sink {
         Ok(())
     }
 
-    async fn item(&mut self, item: LogItem, redactor: &Redactor) -> std::io::Result<()> {
+    /// Takes a line. The end of a piece that may be the beginning of a secret waits for the next piece, and is not counted
+    /// as being in the log: after a crash it is read again.
+    async fn item(&mut self, mut item: LogItem) -> std::io::Result<()> {
+        let slot = match item.stream {
+            LogStream::Out => 0,
+            LogStream::Err => 1,
+            LogStream::Sys => {
+                self.let_go().await?;
+                return self.redacted(item).await;
+            }
+        };
+        if let Some(held) = self.held[slot].take() {
+            if same_run(&held, &item) {
+                item.text.insert_str(0, &held.text);
+            } else {
+                self.redacted(held).await?;
+            }
+        }
+        if item.text.len() >= CUT_BYTES_MIN {
+            let rest = item.text.split_off(self.redactor.settled(&item.text));
+            if !rest.is_empty() {
+                let (step, run) = (item.step.clone(), item.run.clone());
+                self.held[slot] = Some(LogItem { stream: item.stream, step, text: rest, run });
+                if let (Some((_, end)), Some(held)) = (&mut item.run, &self.held[slot]) {
+                    *end = end.saturating_sub(held.text.len() as u64);
+                }
+            }
+            if item.text.is_empty() {
+                return Ok(());
+            }
+        }
+        self.redacted(item).await
+    }
+
+    /// Nothing more comes of what was held.
+    async fn let_go(&mut self) -> std::io::Result<()> {
+        for slot in 0..self.held.len() {
+            if let Some(held) = self.held[slot].take() {
+                self.redacted(held).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn redacted(&mut self, item: LogItem) -> std::io::Result<()> {
         // preheat's own words are few, and the last of them say how it ended.
         if self.bytes >= self.bytes_max && item.stream != LogStream::Sys {
             if self.dropped == 0 {
@@ -175,23 +227,24 @@ impl Sink {
             self.dropped += 1;
             return Ok(());
         }
-        let text = redactor.redact(&item.text).into_owned();
+        let text = self.redactor.redact(&item.text).into_owned();
         self.put(LogItem { text, ..item }).await
     }
 }
 
-async fn write_all(
-    mut sink: Sink,
-    mut receiver: mpsc::Receiver<LogItem>,
-    head: watch::Sender<LogHead>,
-    redactor: Redactor,
-) {
+/// Whether the second goes on where the first ends.
+fn same_run(held: &LogItem, item: &LogItem) -> bool {
+    let run = |item: &LogItem| item.run.as_ref().map(|(run, _)| run.clone());
+    held.step == item.step && run(held) == run(item)
+}
+
+async fn write_all(mut sink: Sink, mut receiver: mpsc::Receiver<LogItem>, head: watch::Sender<LogHead>) {
     let mut items = Vec::new();
     while receiver.recv_many(&mut items, BATCH_LINES).await > 0 {
         let mut written = Ok(());
         for item in items.drain(..) {
             if written.is_ok() {
-                written = sink.item(item, &redactor).await;
+                written = sink.item(item).await;
             }
         }
         // One flush for all that had come: a follower sees a line as soon as there is no other behind it.
@@ -202,6 +255,7 @@ async fn write_all(
         }
         head.send_replace(LogHead { lines: sink.lines, closed: false });
     }
+    sink.let_go().await.ok();
     if sink.dropped > 0 {
         let text = format!("{} lines were dropped", sink.dropped);
         sink.put(ours(text)).await.ok();
@@ -315,6 +369,71 @@ mod tests {
         drop(writer);
         closed(head).await;
         assert_eq!(texts(&path, 0).await, [(1, "one".into()), (2, "two".into())]);
+    }
+
+    /// The lines of a log whose redactor knows `hunter2-secret`, with their ends.
+    async fn masked(items: Vec<LogItem>) -> Vec<(String, Option<u64>)> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("log");
+        let redactor = Redactor::new(&[secrecy::SecretString::from("hunter2-secret")]);
+        let (writer, head) = LogWriter::open(&path, redactor, 1 << 20).expect("it opens");
+        for item in items {
+            writer.write(item).await;
+        }
+        drop(writer);
+        closed(head).await;
+        read(path, 0, None).map(|line| (line.text, line.end)).collect().await
+    }
+
+    fn printed(stream: LogStream, run: &RunId, text: String, end: usize) -> LogItem {
+        LogItem { stream, step: None, text, run: Some((run.clone(), end as u64)) }
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_a_long_line_was_cut_in_is_masked_wherever_the_cut_is() {
+        let run = RunId::new();
+        for at in 1.."hunter2-secret".len() {
+            let (head, tail) = "hunter2-secret".split_at(at);
+            let first = format!("{}{head}", "x".repeat(LINE_BYTES_MAX - at));
+            let second = format!("{tail} and more");
+            let end = first.len() + second.len() + 1;
+            let lines = masked(vec![
+                printed(LogStream::Out, &run, first, LINE_BYTES_MAX),
+                printed(LogStream::Err, &run, "between".into(), 8),
+                printed(LogStream::Out, &run, second, end),
+            ])
+            .await;
+            let want = [
+                // What is held is not covered by the position.
+                ("x".repeat(LINE_BYTES_MAX - at), Some((LINE_BYTES_MAX - at) as u64)),
+                ("between".into(), Some(8)),
+                ("*** and more".into(), Some(end as u64)),
+            ];
+            assert_eq!(lines, want, "cut at {at}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_held_comes_out_when_no_secret_follows() {
+        let (run, other) = (RunId::new(), RunId::new());
+        let long = format!("{}hunter2", "x".repeat(LINE_BYTES_MAX - 7));
+        let cut = || printed(LogStream::Out, &run, long.clone(), LINE_BYTES_MAX);
+        let whole = |lines: Vec<(String, Option<u64>)>| {
+            assert_eq!(lines[1], ("hunter2".to_owned(), Some(LINE_BYTES_MAX as u64)));
+        };
+        whole(masked(vec![cut()]).await);
+        whole(masked(vec![cut(), ours("the step is over".into())]).await);
+        whole(masked(vec![cut(), printed(LogStream::Out, &other, "-secret".into(), 8)]).await);
+        let lines =
+            masked(vec![cut(), printed(LogStream::Out, &run, "-sec".into(), LINE_BYTES_MAX + 5)]).await;
+        assert_eq!(lines[1], ("hunter2-sec".to_owned(), Some(LINE_BYTES_MAX as u64 + 5)));
+        // A line with an end of its own is not held.
+        let lines = masked(vec![
+            printed(LogStream::Out, &run, "hunter2".into(), 8),
+            printed(LogStream::Out, &run, "-secret".into(), 16),
+        ])
+        .await;
+        assert_eq!(lines, [("hunter2".to_owned(), Some(8)), ("-secret".to_owned(), Some(16))]);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::log::{self, LogItem, LogWriter};
 use super::place::{self, Doing, Place};
 use super::recorder::Written;
+use super::redact::Redactor;
 use super::spec::{BuildResult, BuildSpec, Step};
 use super::state::Outcome;
 use crate::api::wire::{ArtifactView, LogStream};
@@ -100,12 +101,15 @@ pub async fn work(work: Work, report: impl Fn(Progress)) -> Outcome {
         done = attempt.phases() => done,
         fault = lost => Err(fault.into()),
     };
-    match done {
+    let outcome = match done {
         Ok(()) => Outcome::Verdict(BuildResult::Success, None),
         Err(Stop::Verdict(result, why)) => Outcome::Verdict(result, Some(why)),
         Err(Stop::DeadVm(fault)) => Outcome::DeadVm(fault.to_string()),
         Err(Stop::System(why)) => Outcome::SystemFault(why),
-    }
+    };
+    // A fault quotes what a guest or a tool said.
+    let redactor = Redactor::new(work.secrets.values());
+    outcome.map_words(|words| redactor.redact(words).into_owned())
 }
 
 /// The work, and the time that it has.
@@ -320,6 +324,13 @@ async fn take_artifacts(work: &Work, deadline: Deadline) -> Result<Vec<ArtifactV
         TakeError::Host(e) => Stop::System(format!("cannot write artifacts: {e}")),
         TakeError::Guest(fault) => fault.into(),
     })?;
+    let redactor = Redactor::new(work.secrets.values());
+    if let Some(file) = taken.iter().find(|file| redactor.finds(&file.path)) {
+        tokio::fs::remove_dir_all(&partial).await.map_err(host)?;
+        // The name is masked where the outcome is.
+        let why = format!("the name of artifact `{}` has a secret in it: give it another", file.path);
+        return Err(Stop::Verdict(BuildResult::Failure, why));
+    }
     // What lies there is of an attempt that did not get to its verdict.
     remove_folder(&work.artifacts).await.map_err(host)?;
     tokio::fs::rename(&partial, &work.artifacts).await.map_err(host)?;

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use config::{Value, ValueKind};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::spec::{BuildSpec, Step};
 use crate::api::wire::{StepSpec, SubmitSpec};
@@ -54,7 +54,7 @@ pub struct ProjectFile {
     pub include_git: bool,
 }
 
-/// The secrets of one build. They are in memory only, and print as `[REDACTED]`.
+/// The secrets of one build. They print as `[REDACTED]`.
 #[derive(Debug, Clone, Default)]
 pub struct Secrets(BTreeMap<String, SecretString>);
 
@@ -339,11 +339,11 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
         check(key("dir"), folder, DIR, dir(folder));
         check(key("timeout"), "", "", in_time(step.timeout));
     }
-    for (section, variables) in [("env", &request.env), ("secrets", &*request.secrets)] {
-        for (name, value) in variables {
-            let key = format!("{section}.{}", name.escape_debug());
-            check(key, name, VARIABLE, variable_name(name).and(variable_value(value)));
-        }
+    let secrets = request.secrets.iter().map(|(name, value)| ("secrets", name, value.expose_secret()));
+    let env = request.env.iter().map(|(name, value)| ("env", name, value.as_str()));
+    for (section, name, value) in env.chain(secrets) {
+        let key = format!("{section}.{}", name.escape_debug());
+        check(key, name, VARIABLE, variable_name(name).and(variable_value(value)));
     }
     for (n, pattern) in request.artifacts.iter().enumerate() {
         check(format!("artifacts[{n}]"), pattern, GLOB, glob(pattern));
@@ -415,7 +415,7 @@ fn secrets(
         let key = format!("secrets.{}", name.escape_debug());
         mistakes.push(Mistake::at(&Origin::Request, key, text).hint(hint));
     };
-    let given = |name: &str| request.secrets.get(name).is_some_and(|value| !value.is_empty());
+    let given = |name: &str| request.secrets.get(name).is_some_and(|value| !value.expose_secret().is_empty());
     let names: BTreeSet<&String> = named.iter().chain(request.secrets.keys()).collect();
     for name in &names {
         if !given(name) {
@@ -433,8 +433,7 @@ fn secrets(
             );
         }
     }
-    let value = |(name, value): (&String, &String)| (name.clone(), SecretString::from(value.clone()));
-    Secrets(request.secrets.iter().map(value).collect())
+    Secrets(request.secrets.0.clone())
 }
 
 fn complete_steps(steps: &[StepSpec], timeout: Duration) -> Vec<Step> {

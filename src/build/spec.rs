@@ -16,7 +16,7 @@ pub struct BuildSpec {
     pub pool: PoolName,
     pub steps: Vec<Step>,
     pub env: BTreeMap<String, String>,
-    /// Names only; the values live in memory.
+    /// Names only; the values live in memory, and sealed in the journal.
     pub secrets: Vec<String>,
     /// Globs relative to the source's root.
     pub artifacts: Vec<String>,

@@ -44,6 +44,17 @@ pub enum Outcome {
     SystemFault(String),
 }
 
+impl Outcome {
+    /// With its words changed.
+    pub fn map_words(self, change: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Verdict(result, why) => Self::Verdict(result, why.as_deref().map(change)),
+            Self::DeadVm(why) => Self::DeadVm(change(&why)),
+            Self::SystemFault(why) => Self::SystemFault(change(&why)),
+        }
+    }
+}
+
 /// What can happen to a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {

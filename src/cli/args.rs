@@ -213,6 +213,11 @@ pub struct Inputs {
 }
 
 impl Command {
+    /// Whether its process holds secrets of builds.
+    pub fn holds_secrets(&self) -> bool {
+        matches!(self, Self::Serve { .. } | Self::Run(_) | Self::Submit { .. })
+    }
+
     /// Whether a program reads our stdout.
     pub fn json(&self) -> bool {
         match self {

@@ -53,6 +53,11 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> Exit {
 }
 
 fn dispatch(args: Args) -> Result<Exit, Problem> {
+    if args.command.holds_secrets() {
+        crate::host::forbid_core_files().map_err(|e| {
+            Problem::system(format!("cannot forbid core files, which would hold secrets: {e}"))
+        })?;
+    }
     if let Command::Serve { config } = &args.command {
         let config = configuration::load(config.as_deref())?.config;
         runtime(tokio::runtime::Builder::new_multi_thread())?.block_on(parts::serve(config))?;

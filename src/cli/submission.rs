@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use secrecy::SecretString;
 use tokio_util::io::ReaderStream;
 
 use super::args::Inputs;
@@ -66,12 +67,12 @@ fn described(inputs: &Inputs) -> SubmitSpec {
 fn secrets(
     names: &[String],
     value: impl Fn(&str) -> Option<String>,
-) -> Result<BTreeMap<String, String>, Problem> {
+) -> Result<BTreeMap<String, SecretString>, Problem> {
     let mut missing: Vec<_> =
         names.iter().filter(|name| value(name).is_none()).map(|n| format!("`{n}`")).collect();
     missing.dedup();
     if missing.is_empty() {
-        return Ok(names.iter().filter_map(|name| Some((name.clone(), value(name)?))).collect());
+        return Ok(names.iter().filter_map(|name| Some((name.clone(), value(name)?.into()))).collect());
     }
     Err(Problem::usage(format!("the build needs the secret {}, which is not set here", missing.join(", ")))
         .hint("a secret's value is taken from the environment variable of its name: export it first"))
@@ -97,6 +98,8 @@ async fn pack(folder: &Path, include_git: bool) -> Result<std::fs::File, Problem
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     #[test]
@@ -106,6 +109,6 @@ mod tests {
             secrets(&names, |name| (name == "B").then(|| "x".to_owned())).expect_err("two are missing");
         assert!(problem.what.contains("`A`, `C`") && problem.hint.is_some(), "{problem:?}");
         let all = secrets(&names[1..2], |_| Some("x".into())).expect("there");
-        assert_eq!(all.get("B").map(String::as_str), Some("x"));
+        assert_eq!(all["B"].expose_secret(), "x");
     }
 }

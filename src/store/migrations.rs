@@ -1,8 +1,14 @@
 //! The journal's schema, as a list of steps that only grows. `user_version` says how many have been done.
 
+use std::time::Duration;
+
 use rusqlite::Connection;
 
-const STEPS: &[&str] = &["
+/// Somebody else (an operator's `sqlite3`) may hold the journal for so long.
+pub(super) const BUSY_MAX: Duration = Duration::from_secs(5);
+
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE builds (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         project TEXT NOT NULL,
@@ -25,16 +31,22 @@ const STEPS: &[&str] = &["
         UNIQUE (build, sink)
     ) STRICT;
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
-"];
+",
+    "
+    CREATE TABLE secrets (build INTEGER PRIMARY KEY, sealed BLOB NOT NULL) STRICT;
+",
+];
 
 /// Sets a connection up and runs the steps that are missing.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), String> {
     let text = |e: rusqlite::Error| e.to_string();
-    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(text)?;
+    connection.busy_timeout(BUSY_MAX).map_err(text)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(text)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(text)?;
     // On macOS a plain fsync does not reach the disk.
     connection.pragma_update(None, "fullfsync", true).map_err(text)?;
+    // What is deleted is overwritten: among it are secrets, though sealed.
+    connection.pragma_update(None, "secure_delete", true).map_err(text)?;
     let done: u32 = connection.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(text)?;
     let done = usize::try_from(done).unwrap_or(usize::MAX);
     if done > STEPS.len() {

@@ -3,15 +3,18 @@
 
 mod migrations;
 pub mod record;
+pub mod seal;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::clock::UnixMillis;
 use crate::ids::{BuildId, Generation};
 pub use record::BuildRecord;
+pub use seal::{SealError, Values};
 
 /// Why the journal did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,9 @@ pub enum StoreError {
     /// A row does not parse.
     #[error("the journal holds a row that does not parse: {0}")]
     Row(#[from] serde_json::Error),
+    /// Secrets cannot be sealed or opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// The runtime is being shut down under it.
     #[error("the journal is closed")]
     Closed,
@@ -34,6 +40,7 @@ pub enum StoreError {
 #[derive(Clone)]
 pub struct Store {
     connection: Arc<Mutex<Connection>>,
+    key: Arc<seal::Key>,
 }
 
 /// A delivery that is owed.
@@ -48,15 +55,18 @@ pub struct Delivery {
 }
 
 impl Store {
-    /// Opens the journal, makes it when it is not there, and brings an older one up to date.
+    /// Opens the journal, makes it when it is not there, and brings an older one up to date; and the same with the key
+    /// beside it.
     ///
     /// # Errors
-    /// [`StoreError::Open`] when the file cannot be used, or was written by a newer version.
+    /// [`StoreError::Open`] when the file cannot be used, or was written by a newer version; [`StoreError::Seal`] when the
+    /// key cannot be used.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |text: String| StoreError::Open { path: path.to_owned(), text };
         let mut connection = Connection::open(path).map_err(|e| failed(e.to_string()))?;
         migrations::prepare(&mut connection).map_err(failed)?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)) })
+        let key = Arc::new(seal::Key::beside(path)?);
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), key })
     }
 
     /// The disk stands still until `go` is dropped.
@@ -84,11 +94,16 @@ impl Store {
         done.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Writes a new build down and gives it its number.
+    /// Writes a new build down, with its secrets sealed, and gives it its number.
     ///
     /// # Errors
     /// When it is not on disk.
-    pub async fn insert(&self, mut record: BuildRecord) -> Result<BuildRecord, StoreError> {
+    pub async fn insert(
+        &self,
+        mut record: BuildRecord,
+        secrets: Arc<Values>,
+    ) -> Result<BuildRecord, StoreError> {
+        let sealing = self.key.clone();
         self.call(move |c| {
             let tx = c.transaction()?;
             tx.execute(
@@ -97,6 +112,13 @@ impl Store {
             )?;
             record.id = BuildId(u64::try_from(tx.last_insert_rowid()).unwrap_or(0));
             update(&tx, &record)?;
+            if !secrets.is_empty() {
+                let sealed = sealing.seal(record.id, &secrets)?;
+                tx.execute(
+                    "INSERT INTO secrets (build, sealed) VALUES (?1, ?2)",
+                    params![key(record.id), sealed],
+                )?;
+            }
             tx.commit()?;
             Ok(record)
         })
@@ -111,7 +133,21 @@ impl Store {
         self.call(move |c| update(c, &record)).await
     }
 
-    /// Writes a build's result down, and with it what is owed to each sink.
+    /// The secrets of a build that is not over.
+    ///
+    /// # Errors
+    /// When the journal cannot be read; [`StoreError::Seal`] when they are not there, or do not open.
+    pub async fn secrets(&self, id: BuildId) -> Result<Values, StoreError> {
+        let sealing = self.key.clone();
+        self.call(move |c| {
+            let sql = "SELECT sealed FROM secrets WHERE build = ?1";
+            let sealed: Option<Vec<u8>> = c.query_row(sql, [key(id)], |r| r.get(0)).optional()?;
+            Ok(sealing.open(id, &sealed.ok_or(SealError::Absent)?)?)
+        })
+        .await
+    }
+
+    /// Writes a build's result down, and with it what is owed to each sink. Its secrets go.
     ///
     /// # Errors
     /// When it is not on disk.
@@ -124,7 +160,11 @@ impl Store {
                     "INSERT OR IGNORE INTO outbox (build, sink, attempts, next_ms) VALUES (?1, ?2, 0, ?3)";
                 tx.execute(sql, params![key(record.id), sink, UnixMillis::now().0])?;
             }
+            let held = tx.execute("DELETE FROM secrets WHERE build = ?1", [key(record.id)])?;
             tx.commit()?;
+            if held > 0 {
+                empty_wal(c);
+            }
             Ok(())
         })
         .await
@@ -276,6 +316,14 @@ fn select(c: &Connection, rest: &str, parameter: i64) -> Result<Vec<BuildRecord>
     let mut statement = c.prepare(&format!("{SELECT} {rest}"))?;
     let rows = statement.query_map([parameter], read_row)?.collect::<Result<Vec<_>, _>>()?;
     rows.into_iter().map(parse).collect()
+}
+
+/// Deleted pages are zeros, but the write-ahead log still has what they held. With a reader in the way it stays until the
+/// log is written over: it is sealed, and nobody waits for that.
+fn empty_wal(c: &Connection) {
+    c.busy_timeout(Duration::ZERO).ok();
+    c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).ok();
+    c.busy_timeout(migrations::BUSY_MAX).ok();
 }
 
 /// The columns are for people and indexes; the whole record is JSON beside them. A build that has a result is not written

@@ -1,4 +1,4 @@
-//! A build as the journal keeps it. No secret is in it.
+//! A build as the journal keeps it. No secret is in it: their values lie beside it, sealed, until it is over.
 
 use serde::{Deserialize, Serialize};
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret as _, SecretString};
+
 use super::*;
 use crate::build::spec::{BuildResult, BuildSpec, Step};
 
@@ -31,7 +33,7 @@ async fn what_was_accepted_is_there_after_a_restart() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("journal.sqlite");
     let store = Store::open(&path).expect("it opens");
-    let first = store.insert(record()).await.expect("written");
+    let first = store.insert(record(), Arc::default()).await.expect("written");
     drop(store);
     let store = Store::open(&path).expect("it opens again");
     assert_eq!(store.unfinished().await.expect("read"), std::slice::from_ref(&first));
@@ -42,7 +44,7 @@ async fn what_was_accepted_is_there_after_a_restart() {
 async fn a_result_and_what_is_owed_are_written_as_one() {
     let dir = tempfile::tempdir().expect("a folder");
     let store = Store::open(&dir.path().join("j")).expect("it opens");
-    let mut build = store.insert(record()).await.expect("written");
+    let mut build = store.insert(record(), Arc::default()).await.expect("written");
     build.result = Some(BuildResult::Success);
     store.finish(build.clone(), vec!["nas".into()]).await.expect("written");
     assert!(store.unfinished().await.expect("read").is_empty());
@@ -58,11 +60,11 @@ async fn a_result_and_what_is_owed_are_written_as_one() {
 async fn a_number_is_never_given_twice() {
     let dir = tempfile::tempdir().expect("a folder");
     let store = Store::open(&dir.path().join("j")).expect("it opens");
-    let mut first = store.insert(record()).await.expect("written");
+    let mut first = store.insert(record(), Arc::default()).await.expect("written");
     first.result = Some(BuildResult::Failure);
     store.finish(first.clone(), Vec::new()).await.expect("written");
     store.prune(0).await.expect("pruned");
-    let second = store.insert(record()).await.expect("written");
+    let second = store.insert(record(), Arc::default()).await.expect("written");
     assert!(second.id > first.id);
 }
 
@@ -90,11 +92,78 @@ async fn a_journal_of_a_newer_version_is_refused() {
 async fn a_result_stands_whatever_comes_later() {
     let dir = tempfile::tempdir().expect("a folder");
     let store = Store::open(&dir.path().join("j")).expect("it opens");
-    let progress = store.insert(record()).await.expect("written");
+    let progress = store.insert(record(), Arc::default()).await.expect("written");
     let result = BuildRecord { result: Some(BuildResult::Success), ..progress.clone() };
     store.finish(result.clone(), Vec::new()).await.expect("written");
     store.save(progress).await.expect("too late, and no error");
     let second = BuildRecord { result: Some(BuildResult::Error), ..result.clone() };
     store.finish(second, Vec::new()).await.expect("too late, and no error");
     assert_eq!(store.build(result.id).await.expect("read"), Some(result));
+}
+
+/// What the journal's files hold, as bytes.
+fn bytes(folder: &Path) -> Vec<u8> {
+    let entries = std::fs::read_dir(folder).expect("a folder").flatten();
+    entries.filter_map(|entry| std::fs::read(entry.path()).ok()).collect::<Vec<_>>().concat()
+}
+
+fn holds(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+#[tokio::test]
+async fn secrets_are_sealed_until_the_result_and_then_gone_from_every_byte() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("journal.sqlite");
+    let store = Store::open(&path).expect("it opens");
+    let values = Values::from([("TOKEN".to_owned(), SecretString::from("hunter2-".repeat(2000)))]);
+    let build = store.insert(record(), Arc::new(values)).await.expect("written");
+    let sealed: Vec<u8> = Connection::open(&path)
+        .and_then(|c| c.query_row("SELECT sealed FROM secrets", [], |r| r.get(0)))
+        .expect("a row");
+    // Behind the first page of it, where no header splits it.
+    let (head, tail) = (&sealed[..64], &sealed[sealed.len() - 64..]);
+    assert!(holds(&bytes(dir.path()), head) && !holds(&bytes(dir.path()), b"hunter2"));
+
+    drop(store);
+    let store = Store::open(&path).expect("it opens again");
+    let values = store.secrets(build.id).await.expect("they open");
+    assert_eq!(values["TOKEN"].expose_secret(), "hunter2-".repeat(2000));
+    store.save(BuildRecord { attempt: 1, ..build.clone() }).await.expect("written");
+    assert!(store.secrets(build.id).await.is_ok(), "progress leaves them");
+
+    let ended = BuildRecord { result: Some(BuildResult::Success), ..build.clone() };
+    store.finish(ended, Vec::new()).await.expect("written");
+    assert!(matches!(store.secrets(build.id).await, Err(StoreError::Seal(SealError::Absent))));
+    let left = bytes(dir.path());
+    assert!(!holds(&left, head) && !holds(&left, tail), "nothing sealed is left on the disk");
+}
+
+#[tokio::test]
+async fn secrets_of_another_key_do_not_open_and_the_journal_does() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("journal.sqlite");
+    let store = Store::open(&path).expect("it opens");
+    let values = Values::from([("TOKEN".to_owned(), SecretString::from("hunter2"))]);
+    let build = store.insert(record(), Arc::new(values)).await.expect("written");
+    drop(store);
+    std::fs::remove_file(dir.path().join("keys/journal.key")).expect("removed");
+    let store = Store::open(&path).expect("it opens with a new key");
+    assert_eq!(store.unfinished().await.expect("read"), std::slice::from_ref(&build));
+    assert!(matches!(store.secrets(build.id).await, Err(StoreError::Seal(SealError::Sealed))));
+}
+
+#[tokio::test]
+async fn a_journal_from_before_secrets_were_kept_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("journal.sqlite");
+    let store = Store::open(&path).expect("it opens");
+    let build = store.insert(record(), Arc::default()).await.expect("written");
+    drop(store);
+    let old = Connection::open(&path).expect("opens");
+    old.execute_batch("DROP TABLE secrets; PRAGMA user_version = 1").expect("as it was");
+    drop(old);
+    let store = Store::open(&path).expect("it opens");
+    assert_eq!(store.unfinished().await.expect("read"), std::slice::from_ref(&build));
+    assert!(matches!(store.secrets(build.id).await, Err(StoreError::Seal(SealError::Absent))));
 }

@@ -205,8 +205,8 @@ impl Tree {
         let Some(live) = self.context.live.get(child.id) else { return };
         let record = live.record.borrow().clone();
         self.pool.withdraw(child.id);
-        let left = Left { source: true, pool: true, secrets: true, guest: false };
-        match resume::fate(&record, left) {
+        let left = Left { source: true, pool: true, sealed: None, guest: false };
+        match resume::fate(&record, &left) {
             // What was decided stands; that no tries are left is said with what took the last.
             Fate::Over(verdict) if record.verdict.is_some() || record.cancel_asked => {
                 self.end(record, verdict)

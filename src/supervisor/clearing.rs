@@ -12,7 +12,7 @@ use crate::ids::{BuildId, Generation, PoolName};
 use crate::janitor;
 use crate::pool::ledger::{Adoption, Ledger};
 use crate::runtime::{Listed, ListedState, Parsed, Runtime, VmName};
-use crate::store::{BuildRecord, Store, StoreError};
+use crate::store::{BuildRecord, Store, StoreError, Values};
 use crate::telemetry::events::{AdoptionEnd, Degraded, VmAdopted};
 
 /// Clearing up what an earlier daemon left may hold up the start for so long; what is left then is the next round's.
@@ -42,7 +42,12 @@ pub async fn clear_up(config: &Config, runtime: &dyn Runtime, store: &Store) -> 
     let newest = ours.chain([known]).max().unwrap_or(known);
     let first = Generation(newest.0 + 1);
 
-    let wanted = candidates(config, &store.unfinished().await?, &listed);
+    let mut unfinished = Vec::new();
+    for record in store.unfinished().await? {
+        let (_, sealed) = unseal(store, &record).await?;
+        unfinished.push((record, sealed));
+    }
+    let wanted = candidates(config, unfinished, &listed);
     let adopt = those_that_fit(config, runtime, first, wanted).await;
     let kept: BTreeSet<String> = adopt.iter().map(|adoption| adoption.vm.to_string()).collect();
     match timeout(CLEARING_MAX, janitor::reconcile(runtime, || kept)).await {
@@ -78,22 +83,43 @@ fn ours(row: &Listed) -> Option<VmName> {
 }
 
 /// VMs that run and whose build was at work in them.
-fn candidates(config: &Config, unfinished: &[BuildRecord], listed: &[Listed]) -> Vec<(VmName, BuildId)> {
+fn candidates(
+    config: &Config,
+    unfinished: Vec<(BuildRecord, Option<String>)>,
+    listed: &[Listed],
+) -> Vec<(VmName, BuildId)> {
     let running = listed.iter().filter(|row| row.state == ListedState::Running).filter_map(ours);
     let builds: BTreeMap<String, BuildId> = unfinished
-        .iter()
-        .filter(|record| resume::fate(record, left(config, record, true)) == Fate::GoOn)
-        .filter_map(|record| Some((record.vm.clone()?, record.id)))
+        .into_iter()
+        .filter(|(record, sealed)| {
+            resume::fate(record, &left(config, record, true, sealed.clone())) == Fate::GoOn
+        })
+        .filter_map(|(record, _)| Some((record.vm?, record.id)))
         .collect();
     running.filter_map(|vm| Some((vm.clone(), *builds.get(&vm.to_string())?))).collect()
 }
 
+/// A build's secrets, or why they are lost.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub async fn unseal(store: &Store, record: &BuildRecord) -> Result<(Values, Option<String>), StoreError> {
+    if record.spec.secrets.is_empty() {
+        return Ok((Values::new(), None));
+    }
+    match store.secrets(record.id).await {
+        Ok(secrets) => Ok((secrets, None)),
+        Err(StoreError::Seal(why)) => Ok((Values::new(), Some(why.to_string()))),
+        Err(error) => Err(error),
+    }
+}
+
 /// What is left of a build beside its record, after a restart.
-pub fn left(config: &Config, record: &BuildRecord, guest: bool) -> resume::Left {
+pub fn left(config: &Config, record: &BuildRecord, guest: bool, sealed: Option<String>) -> resume::Left {
     resume::Left {
         source: config.home.spool().join(&record.source).is_file(),
         pool: config.pools.contains_key(&record.spec.pool),
-        secrets: false,
+        sealed,
         guest,
     }
 }

@@ -82,14 +82,15 @@ impl Core {
             return Err(Refused::Stopping);
         }
         let record = BuildRecord::received(received.spec, received.source.name.clone(), UnixMillis::now());
-        let record = self.context.store.insert(record).await.map_err(internal)?;
+        let secrets = Arc::new(received.secrets);
+        let record = self.context.store.insert(record, secrets.clone()).await.map_err(internal)?;
         received.source.keep();
         BuildAccepted { build: record.id, project: &record.spec.project, pool: &record.spec.pool }.emit();
         let view = self.view(&record);
         let arguments = BuildArguments {
             context: self.context.clone(),
             record,
-            secrets: Arc::new(received.secrets),
+            secrets,
             go_on: false,
             ticket: Some(ticket),
         };

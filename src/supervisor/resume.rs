@@ -17,20 +17,20 @@ pub enum Fate {
 }
 
 /// What is left of a build beside its record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Left {
     /// Its source is still in the spool.
     pub source: bool,
     /// Its pool is still configured.
     pub pool: bool,
-    /// The values of its secrets are known.
-    pub secrets: bool,
+    /// Why the journal does not give the values of its secrets, if so.
+    pub sealed: Option<String>,
     /// The VM that it has is adopted for it.
     pub guest: bool,
 }
 
 /// Decides.
-pub fn fate(record: &BuildRecord, left: Left) -> Fate {
+pub fn fate(record: &BuildRecord, left: &Left) -> Fate {
     // What was decided, or promised, stands whatever is left.
     if let Some(verdict) = &record.verdict {
         return Fate::Over(verdict.clone());
@@ -45,10 +45,10 @@ pub fn fate(record: &BuildRecord, left: Left) -> Fate {
     if !left.source {
         return error("its source is gone from the spool".into());
     }
-    if !record.spec.secrets.is_empty() && !left.secrets {
+    if let Some(why) = &left.sealed {
         let names = record.spec.secrets.join("`, `");
         return error(format!(
-            "the daemon was restarted, and the values of `{names}` were kept in memory only: submit it again"
+            "the daemon was restarted, and the values of `{names}` are lost: {why}; submit it again"
         ));
     }
     if left.guest && record.running && record.place.is_some() {
@@ -101,7 +101,7 @@ mod tests {
     use crate::ids::RunId;
     use crate::testing;
 
-    const ALL: Left = Left { source: true, pool: true, secrets: true, guest: true };
+    const ALL: Left = Left { source: true, pool: true, sealed: None, guest: true };
     const NO_GUEST: Left = Left { guest: false, ..ALL };
 
     fn record(running: bool, attempt: u16) -> BuildRecord {
@@ -116,28 +116,28 @@ mod tests {
 
     #[test]
     fn a_build_in_a_step_goes_on_where_its_guest_lives_and_is_attempted_again_where_not() {
-        assert_eq!(fate(&in_a_step(1), ALL), Fate::GoOn);
-        assert_eq!(fate(&in_a_step(3), ALL), Fate::GoOn, "that takes no retry");
-        assert_eq!(fate(&in_a_step(2), NO_GUEST), Fate::Again);
-        assert!(matches!(fate(&in_a_step(3), NO_GUEST), Fate::Over(v) if v.result == BuildResult::Error));
+        assert_eq!(fate(&in_a_step(1), &ALL), Fate::GoOn);
+        assert_eq!(fate(&in_a_step(3), &ALL), Fate::GoOn, "that takes no retry");
+        assert_eq!(fate(&in_a_step(2), &NO_GUEST), Fate::Again);
+        assert!(matches!(fate(&in_a_step(3), &NO_GUEST), Fate::Over(v) if v.result == BuildResult::Error));
         assert_eq!(again(in_a_step(2)).attempt, 2, "an attempt in which a step ran was one");
     }
 
     #[test]
     fn an_attempt_in_which_nothing_of_the_users_ran_costs_no_retry() {
         let before = record(true, 3);
-        assert_eq!(fate(&before, ALL), Fate::Again, "nothing is there to go on with");
+        assert_eq!(fate(&before, &ALL), Fate::Again, "nothing is there to go on with");
         assert_eq!(again(before).attempt, 2);
         assert_eq!(again(record(false, 2)).attempt, 2, "it waited: nothing to give back");
     }
 
     #[test]
     fn what_was_decided_or_promised_stands_whatever_is_left() {
-        let none = Left { source: false, pool: false, secrets: false, guest: false };
+        let none = Left { source: false, pool: false, sealed: Some("no key".into()), guest: false };
         let verdict = Verdict { result: BuildResult::Failure, reason: Some("step `a` exited with 1".into()) };
         let decided = BuildRecord { verdict: Some(verdict.clone()), cancel_asked: true, ..in_a_step(1) };
         let asked = BuildRecord { cancel_asked: true, ..in_a_step(1) };
-        for left in [ALL, NO_GUEST, none] {
+        for left in [&ALL, &NO_GUEST, &none] {
             assert_eq!(fate(&decided, left), Fate::Over(verdict.clone()));
             assert!(matches!(fate(&asked, left), Fate::Over(v) if v.result == BuildResult::Cancellation));
         }
@@ -152,11 +152,11 @@ mod tests {
         for (record, left) in [
             (in_a_step(1), Left { source: false, ..ALL }),
             (in_a_step(1), Left { pool: false, ..ALL }),
-            (secret(in_a_step(1)), Left { secrets: false, ..ALL }),
+            (secret(in_a_step(1)), Left { sealed: Some("no key".into()), ..ALL }),
         ] {
-            assert!(matches!(fate(&record, left), Fate::Over(v) if v.result == BuildResult::Error));
+            assert!(matches!(fate(&record, &left), Fate::Over(v) if v.result == BuildResult::Error));
         }
-        assert_eq!(fate(&secret(in_a_step(1)), ALL), Fate::GoOn);
+        assert_eq!(fate(&secret(in_a_step(1)), &ALL), Fate::GoOn);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! builds from the journal; then the API. Stop: no new builds; builds' actors end, and the journal keeps their builds for the
 //! next start; VMs are taken away; the API goes last, so that a client sees the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -38,7 +38,7 @@ use crate::pool::actor::PoolArguments;
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
-use crate::store::{BuildRecord, Store, StoreError};
+use crate::store::{BuildRecord, Store, StoreError, Values};
 use crate::telemetry::events::{BuildEnded, DaemonStarted, DaemonStopping, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
 
@@ -81,6 +81,7 @@ impl RunError {
             Self::Locked { .. } => Some("stop it first, or set PREHEAT_HOME to another folder".into()),
             Self::Bind(error) => Some(error.hint()),
             Self::Token(_) => Some("check `api.token_file`".into()),
+            Self::Store(StoreError::Seal(error)) => error.hint(),
             Self::Store(_) => Some("`preheat doctor` looks at the disk and at permissions".into()),
             Self::Start(_) => None,
             Self::Broken(_) => Some("start it again: it goes on from its journal".into()),
@@ -218,11 +219,12 @@ impl Daemon {
         let config = &self.context.config;
         let sinks: Vec<String> = config.uploads.iter().map(|u| u.name.clone()).collect();
         for record in self.context.store.unfinished().await? {
-            let left = clearing::left(config, &record, adopted.contains(&record.id));
-            match resume::fate(&record, left) {
+            let (secrets, sealed) = clearing::unseal(&self.context.store, &record).await?;
+            let left = clearing::left(config, &record, adopted.contains(&record.id), sealed);
+            match resume::fate(&record, &left) {
                 Fate::Over(verdict) => self.pronounce(record, verdict, &sinks).await?,
-                Fate::GoOn => self.start_build(record, true),
-                Fate::Again => self.start_build(resume::again(record), false),
+                Fate::GoOn => self.start_build(record, secrets, true),
+                Fate::Again => self.start_build(resume::again(record), secrets, false),
             }
         }
         self.sweep_spool().await
@@ -252,11 +254,11 @@ impl Daemon {
         Ok(())
     }
 
-    fn start_build(&self, record: BuildRecord, go_on: bool) {
+    fn start_build(&self, record: BuildRecord, secrets: Values, go_on: bool) {
         self.supervisor.build(BuildArguments {
             context: self.context.clone(),
             record,
-            secrets: Arc::new(BTreeMap::new()),
+            secrets: Arc::new(secrets),
             go_on,
             ticket: self.core.place(),
         });

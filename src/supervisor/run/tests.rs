@@ -1,13 +1,17 @@
 //! The whole daemon but its HTTP side against the simulated runtime, under paused time: every step of a VM's life and of a
 //! build's with every ending, and what each must come to.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::time::timeout;
 
 use super::*;
 use crate::api::service::Service;
 use crate::api::wire::{BuildState, BuildView, Claim};
+use crate::build::actor::log_path;
+use crate::build::log;
 use crate::build::spec::{BuildResult, BuildSpec, Step as BuildStep};
 use crate::config::Pool;
 use crate::ids::BuildId;
@@ -84,6 +88,7 @@ impl World {
     }
 }
 
+/// With a value for each secret that the build names: twice its name, in small letters.
 async fn submit(
     daemon: &Daemon,
     config: &Config,
@@ -109,13 +114,15 @@ async fn submit(
     change(&mut spec);
     let source = format!("{}.tar", uuid::Uuid::new_v4());
     std::fs::write(config.home.spool().join(&source), "tar").expect("written");
+    let value = |name: &String| (name.clone(), name.to_lowercase().repeat(2).into());
+    let secrets: Arc<Values> = Arc::new(spec.secrets.iter().map(value).collect());
     let record = BuildRecord::received(spec, source, UnixMillis::now());
-    let record = daemon.context.store.insert(record).await.expect("on disk");
+    let record = daemon.context.store.insert(record, secrets.clone()).await.expect("on disk");
     let id = record.id;
     let arguments = BuildArguments {
         context: daemon.context.clone(),
         record,
-        secrets: Arc::new(BTreeMap::new()),
+        secrets,
         go_on: false,
         ticket: daemon.core.place(),
     };
@@ -426,17 +433,35 @@ async fn a_restart_clears_orphans_of_ours_away_and_reuses_no_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_with_secrets_is_not_run_without_them_after_a_restart() {
+async fn a_build_with_secrets_has_them_after_a_restart() {
+    let world = world(0, 1).await;
+    world.sim.always(Step::Connect, Behaviour::Never);
+    let id = world.submit("echo it is tokentoken", |spec| spec.secrets = vec!["TOKEN".into()]).await;
+    let World { daemon, sim, config, dir } = world;
+    daemon.stop().await;
+    sim.always(Step::Connect, Behaviour::Ok);
+    let daemon = start(&config, &sim).await;
+    assert_eq!(over(&daemon, id).await.result, Some(BuildResult::Success));
+    // The value is known again: it is masked.
+    let lines: Vec<_> = log::read(log_path(&config, id), 0, None).map(|line| line.text).collect().await;
+    assert!(lines.contains(&"it is ***".to_owned()), "{lines:?}");
+    assert!(daemon.context.store.secrets(id).await.is_err(), "they went with the result");
+    drop(dir);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_build_whose_secrets_do_not_open_after_a_restart_ends_and_says_so() {
     let world = world(0, 1).await;
     world.sim.always(Step::Connect, Behaviour::Never);
     let id = world.submit("echo", |spec| spec.secrets = vec!["TOKEN".into()]).await;
     let World { daemon, sim, config, dir } = world;
     daemon.stop().await;
+    std::fs::remove_file(dir.path().join("keys/journal.key")).expect("removed");
     let daemon = start(&config, &sim).await;
     let view = over(&daemon, id).await;
     assert_eq!(view.result, Some(BuildResult::Error));
-    assert!(view.reason.expect("a reason").contains("`TOKEN` were kept in memory only"));
-    drop(dir);
+    let reason = view.reason.expect("a reason");
+    assert!(reason.contains("`TOKEN` are lost") && reason.contains("keys/journal.key"), "{reason}");
 }
 
 #[tokio::test(start_paused = true)]
