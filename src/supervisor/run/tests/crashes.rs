@@ -506,3 +506,21 @@ async fn no_guest_hears_of_a_step_or_is_killed_before_the_journal_has_it() {
     ended_once(&world, &world.over(id).await, BuildResult::Success);
     world.clean().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_is_stopped_while_it_adopts_takes_that_vm_away_too() {
+    let world = at_work().await;
+    let id = world.submit(COUNT, |_| {}).await;
+    world.until_in(id, "step").await;
+    let fallen = world.crash().await;
+    fallen.sim.script(Step::Connect, [Behaviour::Never]);
+    let World { daemon, sim, config, dir } = fallen.start().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    daemon.stop().await;
+    assert_eq!(sim.names(), [FOREIGN]);
+    let world = Fallen { sim, config, dir }.start().await;
+    let view = world.over(id).await;
+    ended_once(&world, &view, BuildResult::Success);
+    assert_eq!(view.attempt, 2);
+    world.clean().await;
+}
