@@ -325,7 +325,8 @@ impl Connector for Sim {
             acted.unwrap_or_else(|_| Err(late()))?;
             let inner = self.lock();
             let vm = inner.vms.values().find(|vm| vm.address == target.address).ok_or_else(late)?;
-            let channel = SimChannel { sim: self.clone(), dead: vm.dead.child_token(), runs: vm.runs.clone() };
+            let channel =
+                SimChannel { sim: self.clone(), dead: vm.dead.child_token(), runs: vm.runs.clone() };
             Ok(Arc::new(channel) as Arc<dyn Channel>)
         }
         .boxed()

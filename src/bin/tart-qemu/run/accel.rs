@@ -44,7 +44,8 @@ pub fn choose(home: &Path) -> Outcome<(Accel, String)> {
         return Ok((Accel::Tcg, format!("/dev/kvm: {error}")));
     }
     if !processor_virtualises() {
-        let why = "/dev/kvm is there, but the processor has neither VMX nor SVM: it emulates, and not all of it";
+        let why =
+            "/dev/kvm is there, but the processor has neither VMX nor SVM: it emulates, and not all of it";
         return Ok((Accel::Tcg, why.to_owned()));
     }
     Ok(match kvm_runs_code(home) {
