@@ -88,7 +88,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let store = Store::open(&dir.path().join("journal")).expect("it opens");
         let record = BuildRecord::received(testing::spec(), "source".into(), UnixMillis(1));
-        let mut record = store.insert(record, Arc::default()).await.expect("on disk");
+        let mut record = store.insert(record, std::sync::Arc::default()).await.expect("on disk");
         let recorder = Recorder::new(store.clone(), record.clone());
         for attempt in 1..=100 {
             record.attempt = attempt;

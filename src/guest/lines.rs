@@ -1,8 +1,19 @@
 //! Bytes to lines. `\n` and `\r\n` end a line; a lone `\r` ends one too, so that a progress bar appears as it moves.
+//!
+//! Each line knows where in its stream it ends, and a splitter that begins there makes the same lines of what follows.
 
 /// The longest line that is kept whole, in bytes as they came (a byte that is no UTF-8 becomes three in the text); a
 /// longer one is split, so that a step without line ends cannot take our memory.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// A line without its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    pub text: String,
+    /// Bytes of the stream from its beginning to the end of this line. Of `\r\n` the `\r` ends it: whether a `\n` comes
+    /// is not known yet.
+    pub end: u64,
+}
 
 /// Cuts a stream into lines, whatever the pieces it comes in.
 #[derive(Debug, Default)]
@@ -11,14 +22,28 @@ pub struct LineSplitter {
     partial: Vec<u8>,
     /// The last byte was a `\r` which ended a line that was not empty: a `\n` now belongs to it.
     ended_by_return: bool,
+    /// Bytes of the stream that were seen.
+    seen: u64,
+    /// The first byte to come is the one before our beginning: see [`LineSplitter::behind`].
+    primer: bool,
 }
 
 impl LineSplitter {
+    /// Begins behind a line that ended at `position`. Unless that is zero, it wants the byte before its beginning first,
+    /// so that the second half of a `\r\n` is no empty line.
+    pub fn behind(position: u64) -> Self {
+        Self { seen: position, primer: position > 0, ..Self::default() }
+    }
+
     /// Takes the next bytes; returns the lines that they complete.
-    pub fn push(&mut self, mut bytes: &[u8]) -> Vec<String> {
+    pub fn push(&mut self, mut bytes: &[u8]) -> Vec<Cut> {
         let mut lines = Vec::new();
+        if let (true, Some((before, rest))) = (self.primer, bytes.split_first()) {
+            (self.primer, self.ended_by_return, bytes) = (false, *before == b'\r', rest);
+        }
         while let Some(end) = bytes.iter().position(|b| matches!(b, b'\n' | b'\r')) {
             self.extend(&bytes[..end], &mut lines);
+            self.seen += 1;
             if bytes[end] == b'\n' {
                 if !(self.ended_by_return && self.partial.is_empty()) {
                     lines.push(self.cut(self.partial.len()));
@@ -36,27 +61,32 @@ impl LineSplitter {
     }
 
     /// The last line, when the stream did not end in a line's end.
-    pub fn finish(&mut self) -> Option<String> {
+    pub fn finish(&mut self) -> Option<Cut> {
         (!self.partial.is_empty()).then(|| self.cut(self.partial.len()))
     }
 
-    fn extend(&mut self, mut bytes: &[u8], lines: &mut Vec<String>) {
+    fn extend(&mut self, mut bytes: &[u8], lines: &mut Vec<Cut>) {
         if !bytes.is_empty() {
             self.ended_by_return = false;
         }
         while self.partial.len() + bytes.len() > LINE_BYTES_MAX {
             let (head, rest) = bytes.split_at(LINE_BYTES_MAX - self.partial.len());
-            self.partial.extend_from_slice(head);
+            self.take(head);
             lines.push(self.cut(whole_chars(&self.partial)));
             bytes = rest;
         }
-        self.partial.extend_from_slice(bytes);
+        self.take(bytes);
     }
 
-    fn cut(&mut self, at: usize) -> String {
-        let line = String::from_utf8_lossy(&self.partial[..at]).into_owned();
+    fn take(&mut self, bytes: &[u8]) {
+        self.partial.extend_from_slice(bytes);
+        self.seen += bytes.len() as u64;
+    }
+
+    fn cut(&mut self, at: usize) -> Cut {
+        let text = String::from_utf8_lossy(&self.partial[..at]).into_owned();
         self.partial.drain(..at);
-        line
+        Cut { text, end: self.seen - self.partial.len() as u64 }
     }
 }
 
@@ -78,11 +108,20 @@ mod tests {
 
     use super::*;
 
-    fn split(pieces: &[&[u8]]) -> Vec<String> {
-        let mut splitter = LineSplitter::default();
-        let mut lines: Vec<String> = pieces.iter().flat_map(|p| splitter.push(p)).collect();
+    fn cut(mut splitter: LineSplitter, pieces: &[&[u8]]) -> Vec<Cut> {
+        let mut lines: Vec<Cut> = pieces.iter().flat_map(|p| splitter.push(p)).collect();
         lines.extend(splitter.finish());
         lines
+    }
+
+    fn split(pieces: &[&[u8]]) -> Vec<String> {
+        cut(LineSplitter::default(), pieces).into_iter().map(|l| l.text).collect()
+    }
+
+    /// What a splitter makes of the rest of a stream, which it gets as it wants it.
+    fn rest(bytes: &[u8], from: u64) -> Vec<Cut> {
+        let at = usize::try_from(from).expect("small");
+        cut(LineSplitter::behind(from), &[&bytes[at.saturating_sub(1)..]])
     }
 
     #[test]
@@ -110,7 +149,37 @@ mod tests {
         assert_eq!(lines.concat(), long);
     }
 
+    #[test]
+    fn a_line_knows_where_it_ends() {
+        let ends = |bytes| cut(LineSplitter::default(), &[bytes]).iter().map(|l| l.end).collect::<Vec<_>>();
+        assert_eq!(ends(b"a\nb\r\n\rc\rd"), [2, 4, 8, 9]);
+        assert_eq!(ends(b"\xFF\xFF\n\n"), [3, 4]);
+        let long = vec![b'x'; LINE_BYTES_MAX + 3];
+        assert_eq!(ends(&long), [LINE_BYTES_MAX as u64, LINE_BYTES_MAX as u64 + 3]);
+    }
+
+    #[test]
+    fn whoever_goes_on_behind_a_forced_split_makes_the_same_lines() {
+        let long = "ä€𝄞".repeat(LINE_BYTES_MAX / 3);
+        let whole = cut(LineSplitter::default(), &[long.as_bytes()]);
+        assert!(whole.len() > 2);
+        for (n, line) in whole.iter().enumerate() {
+            assert_eq!(rest(long.as_bytes(), line.end), whole[n + 1..]);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn whoever_goes_on_behind_any_line_makes_the_same_lines(
+            bytes in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), any::<u8>()], 0..300),
+        ) {
+            let whole = cut(LineSplitter::default(), &[&bytes]);
+            prop_assert_eq!(&rest(&bytes, 0), &whole);
+            for (n, line) in whole.iter().enumerate() {
+                prop_assert_eq!(&rest(&bytes, line.end)[..], &whole[n + 1..]);
+            }
+        }
+
         #[test]
         fn the_pieces_a_stream_comes_in_do_not_matter(
             bytes in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), any::<u8>()], 0..400),
@@ -123,7 +192,8 @@ mod tests {
                 pieces.push(piece);
                 rest = more;
             }
-            prop_assert_eq!(split(&pieces), split(&[&bytes]));
+            let whole = cut(LineSplitter::default(), &[&bytes]);
+            prop_assert_eq!(cut(LineSplitter::default(), &pieces), whole);
         }
 
         #[test]

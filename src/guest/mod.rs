@@ -1,15 +1,19 @@
 //! The port into a guest: what a VM's birth and a build need of it. `ssh` is the real one; `runtime::sim` brings its own.
 //! Nothing above this folder knows SSH, tar or a shell.
 
+mod connection;
+mod follow;
 mod globs;
 pub(crate) mod heads;
 pub mod lines;
+mod link;
 mod master;
 mod receive;
-mod run;
 pub mod script;
 pub mod ssh;
 pub mod transfer;
+mod wire;
+mod wrapper;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

@@ -6,18 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
 use openssh_sftp_client::{Sftp, SftpOptions};
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{timeout, timeout_at};
 
+use super::connection::Connection;
 use super::globs::{Globs, Verdict};
+use super::link::Link;
 use super::receive::{Pieces, Sink, receive_tar};
 use super::script::quote;
-use super::ssh::{Exec, Status, Wire, text_of};
+use super::wire::{Exec, Status, Wire, text_of};
+use super::wrapper::{receive_again_command, receive_command};
 use super::{Take, TakeError, Taken, WORK_DIR};
 use crate::clock::Deadline;
 use crate::runtime::{Fault, Reason};
@@ -79,26 +82,25 @@ async fn read_bytes(stream: Option<impl AsyncRead + Unpin>, max: usize) -> Vec<u
     kept
 }
 
-/// Streams a tar file into the guest's work folder. `waiting` is a receiver that is up already; should it be dead, another
-/// one takes the tree.
-pub(super) async fn put_tree(
-    wire: &Wire,
-    waiting: Option<Exec>,
-    tar: &Path,
-    deadline: Deadline,
-) -> Result<u64, Fault> {
+/// Streams a tar file into the guest's work folder. What is cut off by the loss of its connection is sent again, over
+/// what had come.
+pub(super) async fn put_tree(link: &Link, tar: &Path, deadline: Deadline) -> Result<u64, Fault> {
     let late = |_| Err(source_fault("the source was not in the guest in time".into()));
-    timeout_at(deadline.instant(), put_all(wire, waiting, tar)).await.unwrap_or_else(late)
+    let sent = link.whole(|on, before| async move { put_all(&on, tar, before > 0).await }.boxed());
+    timeout_at(deadline.instant(), sent).await.unwrap_or_else(late)
 }
 
-async fn put_all(wire: &Wire, waiting: Option<Exec>, tar: &Path) -> Result<u64, Fault> {
+async fn put_all(connection: &Connection, tar: &Path, again: bool) -> Result<u64, Fault> {
+    let wire = &connection.wire;
     let _turn = wire.take_turn().await;
+    // One that stands by takes the tree; should it be dead, another one does.
+    let waiting = if again { None } else { connection.take_receiver() };
     if let Some(exec) = waiting
         && let Some(bytes) = send_tree(wire, exec, tar).await?
     {
         return Ok(bytes);
     }
-    let exec = wire.open(&receive_command()).await?;
+    let exec = wire.open(&if again { receive_again_command() } else { receive_command() }).await?;
     match send_tree(wire, exec, tar).await? {
         Some(bytes) => Ok(bytes),
         None => Err(wire.blame("the connection ended while source was sent".into()).await),
@@ -140,15 +142,6 @@ fn source_fault(text: String) -> Fault {
     Fault::new(Reason::VerbFailed, "put source", text)
 }
 
-/// Waits for a line, then unpacks what follows it. Owner and group are not the archive's: in the guest everything is the
-/// user's. The folder is entered only now: until then, scripts may do with it what they like.
-pub(super) fn receive_command() -> String {
-    format!(
-        "exec /bin/sh -c 'd=\"$HOME/{WORK_DIR}\"; mkdir -p \"$d\"; read -r _ || exit 1; \
-         cd \"$d\" 2>/dev/null || {{ mkdir -p \"$d\" && cd \"$d\"; }} && exec tar -x -o -f -'"
-    )
-}
-
 fn complaint(stderr: &str, code: i32) -> String {
     if stderr.contains("No space left on device") || stderr.contains("Disk quota exceeded") {
         return "the guest's disk is full: give the pool a larger `disk`, or send less".into();
@@ -157,12 +150,28 @@ fn complaint(stderr: &str, code: i32) -> String {
     format!("tar in the guest ended with {code}: {}", first.join("; "))
 }
 
-/// Takes files out: a listing, then one tar stream of all small files, then each large file by itself.
-pub(super) async fn take(wire: &Wire, take: &Take) -> Result<Vec<Taken>, TakeError> {
-    match timeout_at(take.deadline.instant(), take_all(wire, take)).await {
+/// Takes files out: a listing, then one tar stream of all small files, then each large file by itself. When its connection
+/// is lost, it begins again.
+pub(super) async fn take(link: &Link, take: &Take) -> Result<Vec<Taken>, TakeError> {
+    let taken = link.whole(|on, before| {
+        async move {
+            if before > 0 {
+                empty(&take.into).await.map_err(TakeError::Host)?;
+            }
+            take_all(&on.wire, take).await
+        }
+        .boxed()
+    });
+    match timeout_at(take.deadline.instant(), taken).await {
         Ok(taken) => taken,
         Err(_) => Err(Fault::new(Reason::VerbFailed, TAKE, "the artifacts were not out in time").into()),
     }
+}
+
+/// Removes what is in a folder of ours.
+async fn empty(folder: &Path) -> io::Result<()> {
+    tokio::fs::remove_dir_all(folder).await?;
+    tokio::fs::create_dir(folder).await
 }
 
 async fn take_all(wire: &Wire, take: &Take) -> Result<Vec<Taken>, TakeError> {

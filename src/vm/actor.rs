@@ -12,7 +12,7 @@ use super::removal::{self, Watch};
 use super::state::{self, BirthPhase, Effect, Event, VmPhase, VmStateName};
 use crate::clock::{self, Deadline, Instant};
 use crate::guest::{Channel, Connector};
-use crate::runtime::{Fault, RunProcess, Runtime};
+use crate::runtime::{Fault, Reason, RunProcess, Runtime};
 use crate::telemetry::events::{
     RetireReason, StaleReport, VmFailed, VmPhaseEnded, VmQuarantined, VmRetired, VmWarmed,
 };
@@ -235,6 +235,10 @@ impl VmLife {
         }
         VmFailed { vm: &self.recipe.name, phase, fault }.emit();
         VmRetired { vm: &self.recipe.name, reason: RetireReason::Failed }.emit();
+        if let Some(channel) = &self.channel {
+            // A build in it is to hear this reason, and not that the VM is being removed.
+            channel.abandon(fault.clone());
+        }
         (self.report)(&self.recipe.name, VmReport::Failed { phase, fault: fault.clone() });
         self.step(me, Event::Failed);
     }
@@ -353,7 +357,10 @@ impl VmLife {
 
     fn remove(&mut self, me: &ActorRef<VmMessage>) {
         self.listener = None;
-        self.channel = None;
+        if let Some(channel) = self.channel.take() {
+            // Whoever works in the guest learns it now, not when a connection could not be opened again.
+            channel.abandon(Fault::new(Reason::GuestStopped, "ssh", "the VM is being removed"));
+        }
         let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
         let (watch, started) = (self.watch.take(), self.started.is_some());
         self.run(async move {

@@ -1,5 +1,7 @@
 //! A project's file and a request: what comes of them is a build within all bounds, or every mistake.
 
+use std::collections::BTreeMap;
+
 use preheat::api::wire::{StepSpec, SubmitSpec};
 use preheat::build::project::{Incomplete, ProjectFile, merge};
 use preheat::config::load::load;
@@ -78,7 +80,11 @@ fn request() -> impl Strategy<Value = SubmitSpec> {
             pool,
             steps,
             env,
-            secrets: secrets.into(),
+            secrets: secrets
+                .into_iter()
+                .map(|(name, value)| (name, value.into()))
+                .collect::<BTreeMap<_, secrecy::SecretString>>()
+                .into(),
             artifacts,
             timeout,
             retries,
