@@ -127,8 +127,8 @@ impl Outgoing {
         }
         let mut next = LOOK_EVERY;
         for delivery in owed {
-            if delivery.next_ms > now {
-                next = next.min(delivery.next_ms.since(now));
+            if let Some(wait) = wait(delivery.next_ms, now) {
+                next = next.min(wait);
             } else if self.under_way.len() < AT_ONCE_MAX && !self.under_way.contains_key(&delivery.id) {
                 self.begin(me, delivery);
             }
@@ -150,6 +150,13 @@ impl Outgoing {
         });
         self.under_way.insert(id, AbortOnDropHandle::new(task));
     }
+}
+
+/// How long until then; `None` when it is due. The outbox keeps wall-clock times: one that lies further ahead than any pause
+/// was written before the clock was set back.
+fn wait(due: UnixMillis, now: UnixMillis) -> Option<Duration> {
+    let wait = due.since(now);
+    (!wait.is_zero() && wait <= PAUSE_MAX).then_some(wait)
 }
 
 async fn attempt(args: &UploadArguments, delivery: &Delivery) -> Result<(), StoreError> {
