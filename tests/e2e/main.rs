@@ -13,6 +13,7 @@ mod delivery;
 mod faults;
 mod house;
 mod idle;
+mod kills;
 mod projects;
 mod refusals;
 mod restarts;
