@@ -17,4 +17,5 @@ mod kills;
 mod projects;
 mod refusals;
 mod restarts;
+mod soak;
 mod sources;
