@@ -61,7 +61,7 @@ impl ApiError {
 fn status(refused: &Refused) -> StatusCode {
     match refused {
         Refused::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-        Refused::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        Refused::Stopping | Refused::Draining => StatusCode::SERVICE_UNAVAILABLE,
         Refused::DiskLow { .. } => StatusCode::INSUFFICIENT_STORAGE,
         Refused::PoolUnknown { .. } | Refused::BadSpec { .. } | Refused::BadSource { .. } => {
             StatusCode::UNPROCESSABLE_ENTITY
@@ -80,11 +80,13 @@ impl From<Refused> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        // Maintenance takes a while, a full queue or a restart need not.
+        let pause = if self.view.code == Refused::Draining.code() { "60" } else { "2" };
         let again = matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         let unauthorized = self.status == StatusCode::UNAUTHORIZED;
         let mut response = (self.status, Json(ErrorBody { error: self.view })).into_response();
         if again {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(pause));
         }
         if unauthorized {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

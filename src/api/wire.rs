@@ -279,6 +279,46 @@ pub struct VmView {
     pub pid: Option<u32>,
 }
 
+/// What the daemon does as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DaemonState {
+    /// Builds are taken and run.
+    Serving,
+    /// No builds are taken or begun; some still run, or VMs are on their way out.
+    Draining,
+    /// The same, and nothing runs any more: no VM is left.
+    Drained,
+    /// It ends.
+    Stopping,
+}
+
+impl DaemonState {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// `GET /api/v1/status`, and the answer of `POST /api/v1/drain` and `/api/v1/resume`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusView {
+    pub state: DaemonState,
+    /// Builds that hold a VM, or whose result is being written down.
+    pub builds_running: u32,
+    /// Builds that wait.
+    pub builds_waiting: u32,
+    /// VMs that are there, but for those that are quarantined.
+    pub vms: u32,
+    /// VMs that could not be removed.
+    pub vms_quarantined: u32,
+}
+
 /// Every answer that is not 2xx.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {

@@ -13,6 +13,7 @@ pub mod exit;
 pub mod follow;
 pub mod lists;
 pub mod logs;
+pub mod operate;
 pub mod parts;
 pub mod problem;
 pub mod progress;
@@ -94,6 +95,9 @@ async fn ask(args: Args) -> Result<Exit, Problem> {
         Command::Artifacts { build, out, json } => artifacts::command(&client, build, out, json).await,
         Command::Pool { json } => lists::pools(&client, json).await,
         Command::Vms { json } => lists::vms(&client, json).await,
+        Command::Status { json } => operate::status(&client, json).await,
+        Command::Drain { wait, timeout, json } => operate::drain(&client, wait, timeout, json).await,
+        Command::Resume { json } => operate::resume(&client, json).await,
         Command::Ssh { vm, config, command } => ssh::command(&client, &vm, config.as_deref(), &command).await,
         // Done above, without a daemon.
         Command::Serve { .. } | Command::Config { .. } | Command::Doctor { .. } => Ok(Exit::Success),

@@ -1,7 +1,7 @@
 //! What differs between two configurations, and what it takes to apply it. Every field is taken apart by name, so that a new
 //! key does not compile until somebody has decided.
 
-use super::{Api, Builds, Config, Host, Log, Network, Pool, RuntimeConfig, VerbDeadlines};
+use super::{Api, Builds, Config, Host, Log, Network, Pool, RuntimeConfig, Stop, VerbDeadlines};
 use crate::ids::PoolName;
 
 /// What it takes to apply a change.
@@ -65,7 +65,7 @@ impl Changes {
 pub fn diff(old: &Config, new: &Config) -> Changes {
     use Applies::{Live, Restart};
     let mut changes = Changes::default();
-    let Config { home, host, runtime, api, builds, pools, uploads, log } = old;
+    let Config { home, host, runtime, api, builds, stop, pools, uploads, log } = old;
     changes.note("", "home", (home, &new.home), Restart);
     of_host(&mut changes, host, &new.host);
     of_runtime(&mut changes, runtime, &new.runtime);
@@ -74,6 +74,8 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     changes.note("api", "source_max", (source_max, &new.api.source_max), Live);
     changes.note("api", "token_file", (token_file, &new.api.token_file), Restart);
     of_builds(&mut changes, builds, &new.builds);
+    let Stop { drain_timeout } = stop;
+    changes.note("stop", "drain_timeout", (drain_timeout, &new.stop.drain_timeout), Live);
     changes.note("", "upload", (uploads, &new.uploads), Live);
     let Log { filter, json } = log;
     changes.note("log", "filter", (filter, &new.log.filter), Live);

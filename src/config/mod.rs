@@ -87,6 +87,7 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     pub api: Api,
     pub builds: Builds,
+    pub stop: Stop,
     pub pools: BTreeMap<PoolName, Pool>,
     pub uploads: Vec<Upload>,
     pub log: Log,
@@ -155,6 +156,13 @@ pub struct Builds {
     pub artifacts_max: ByteSize,
     /// Ended builds that are kept, newest first.
     pub keep: u32,
+}
+
+/// How the daemon ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// From the first signal to stop: so long builds that run may go on to their end.
+    pub drain_timeout: Duration,
 }
 
 /// How a VM reaches the network.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
-use super::ledger::{Adoption, Ledger, Stage, Waiting};
+use super::ledger::{Adoption, Drain, Ledger, Stage, Waiting};
 use super::policy::{self, Decision};
 use super::recipe::recipe;
 use super::snapshot::{self, PoolSnapshot};
@@ -55,6 +55,8 @@ pub enum PoolMessage {
     Image(PoolName, Result<ImageInfo, Fault>),
     Disk(Option<host::Disk>),
     Tick,
+    /// Empties the pool, or lets it go on; answered when the snapshot says so.
+    Drain(Option<Drain>, RpcReplyPort<()>),
     Stop(RpcReplyPort<()>),
 }
 
@@ -70,6 +72,8 @@ pub struct PoolArguments {
     /// Told of each generation before it is used.
     pub note_generation: Arc<dyn Fn(Generation) + Send + Sync>,
     pub publish: watch::Sender<Arc<PoolSnapshot>>,
+    /// As an earlier run of the daemon left it.
+    pub draining: Option<Drain>,
 }
 
 /// The actor. Its state is in [`PoolBooks`].
@@ -90,6 +94,8 @@ pub struct PoolBooks {
     disk_asked: Option<AbortOnDropHandle<()>>,
     timer: Option<AbortOnDropHandle<()>>,
     stop: Vec<RpcReplyPort<()>>,
+    /// Answered with the next snapshot.
+    published: Vec<RpcReplyPort<()>>,
     generation: u64,
 }
 
@@ -103,7 +109,8 @@ impl Actor for PoolManager {
         me: ActorRef<PoolMessage>,
         args: PoolArguments,
     ) -> Result<PoolBooks, ActorProcessingErr> {
-        let ledger = Ledger::new(&args.config, args.first);
+        let mut ledger = Ledger::new(&args.config, args.first);
+        ledger.draining = args.draining;
         me.cast(PoolMessage::Tick)?;
         let mut books = PoolBooks {
             args,
@@ -117,6 +124,7 @@ impl Actor for PoolManager {
             disk_asked: None,
             timer: None,
             stop: Vec::new(),
+            published: Vec::new(),
             generation: 0,
         };
         books.adopt_all(&me).await?;
@@ -133,7 +141,8 @@ impl Actor for PoolManager {
             PoolMessage::Claim { build, .. } => Some(*build),
             PoolMessage::Withdraw(_) | PoolMessage::Return { .. } | PoolMessage::Vm(..) => None,
             PoolMessage::RetryQuarantined | PoolMessage::TakeUp { .. } => None,
-            PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick | PoolMessage::Stop(_) => None,
+            PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick => None,
+            PoolMessage::Drain(..) | PoolMessage::Stop(_) => None,
         };
         books.hear(&me, message);
         books.settle(&me, claiming).await
@@ -198,6 +207,10 @@ impl PoolBooks {
                 self.ledger.disk_low = disk.is_some_and(|disk| disk.free < min);
             }
             PoolMessage::Tick => self.look_at_disk(me),
+            PoolMessage::Drain(why, reply) => {
+                self.ledger.draining = why;
+                self.published.push(reply);
+            }
             PoolMessage::Stop(reply) => self.stop_all(reply),
         }
     }
@@ -400,7 +413,7 @@ impl PoolBooks {
     }
 
     fn look_at_images(&mut self, me: &ActorRef<PoolMessage>, now: Instant) {
-        if self.ledger.stopping {
+        if self.ledger.stopping || self.ledger.draining.is_some() {
             return;
         }
         for (pool, row) in &self.ledger.pools {
@@ -442,6 +455,9 @@ impl PoolBooks {
         self.look_at_images(me, now);
         self.ledger.audit()?;
         self.publish(now);
+        for reply in self.published.drain(..) {
+            reply.send(()).ok();
+        }
         self.arm(me, now);
         let busy = self.ledger.vms.values().any(|vm| vm.state != VmStateName::Quarantined);
         if self.ledger.stopping && !busy {

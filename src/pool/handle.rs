@@ -7,6 +7,7 @@ use ractor::{ActorRef, RpcReplyPort};
 use tokio::sync::watch;
 
 use super::actor::PoolMessage;
+use super::ledger::Drain;
 use super::snapshot::PoolSnapshot;
 use crate::clock::UnixMillis;
 use crate::guest::Channel;
@@ -81,6 +82,11 @@ impl PoolHandle {
     /// Tries again to remove what could not be removed.
     pub fn retry_quarantined(&self) {
         self.cast(PoolMessage::RetryQuarantined);
+    }
+
+    /// Empties the pool, or lets it go on. Returns when the snapshot says so, or `limit` has passed.
+    pub async fn drain(&self, why: Option<Drain>, limit: Duration) {
+        self.actor.call(|reply| PoolMessage::Drain(why, reply), Some(limit)).await.ok();
     }
 
     /// Takes every VM away and starts none; returns when that is done or `limit` has passed.

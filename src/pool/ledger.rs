@@ -196,6 +196,15 @@ pub struct Waiting {
     pub asked: Instant,
 }
 
+/// Why the pool is emptied: nothing is leased or started, idle VMs go, VMs in use stay until their build is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// An operator asked for it, and will ask to go on.
+    Asked,
+    /// The daemon will end.
+    Ending,
+}
+
 /// The books.
 #[derive(Debug)]
 pub struct Ledger {
@@ -205,6 +214,8 @@ pub struct Ledger {
     pub waiting: VecDeque<Waiting>,
     /// No VM is cloned or started any more.
     pub stopping: bool,
+    /// Set while the pool is emptied.
+    pub draining: Option<Drain>,
     /// The disk is nearly full: no VM is cloned.
     pub disk_low: bool,
     next_generation: Generation,
@@ -231,6 +242,7 @@ impl Ledger {
             vms: BTreeMap::new(),
             waiting: VecDeque::new(),
             stopping: false,
+            draining: None,
             disk_low: false,
             next_generation: first,
         }

@@ -1,7 +1,7 @@
 //! What to do next, from the books alone. One decision at a time: the caller performs it, which changes the books, and asks
 //! again until there is nothing to do. Every decision makes progress, so that ends.
 //!
-//! The order is the policy: serve who waits; start what is prepared, waiting pools first; clone ahead; make room for who
+//! While the pool is drained, that is only to take away what no build has. Else the order is the policy: serve who waits; start what is prepared, waiting pools first; clone ahead; make room for who
 //! waits; replace what is old; shed what is too much.
 
 use super::ledger::{Ledger, PoolRow, Stage, VmRow};
@@ -28,6 +28,9 @@ pub fn decide(ledger: &Ledger, now: Instant) -> Option<Decision> {
     if ledger.stopping {
         return None;
     }
+    if ledger.draining.is_some() {
+        return empty(ledger);
+    }
     lease(ledger)
         .or_else(|| start(ledger, now))
         .or_else(|| clone_ahead(ledger, now))
@@ -44,6 +47,12 @@ pub fn wake(ledger: &Ledger, now: Instant) -> Option<Instant> {
         Some(vm.warm_since? + max_age)
     });
     troubles.chain(ages.filter(|at| *at > now)).min()
+}
+
+/// What no build has goes; what a build has goes when the build is over.
+fn empty(ledger: &Ledger) -> Option<Decision> {
+    let vm = ledger.vms.values().find(|vm| vm.idle())?;
+    Some(Decision::Remove { vm: vm.name.clone(), why: RetireReason::Drained })
 }
 
 /// Who waits longest, and has a warm VM in its pool, gets the one that has been warm for longest.

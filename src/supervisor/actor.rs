@@ -37,6 +37,8 @@ pub enum SupervisorMessage {
     Build(Box<BuildArguments>),
     /// A build has something to deliver.
     Uploads,
+    /// Answered when every result that is due was tried to be delivered.
+    SettleUploads(RpcReplyPort<()>),
     /// What builds need, once the pool is there.
     Context(RpcReplyPort<BuildContext>),
     /// Every build's actor ends; the journal keeps their builds.
@@ -129,6 +131,9 @@ impl Actor for Supervisor {
             SupervisorMessage::Build(arguments) => tree.start_build(&me, *arguments).await,
             SupervisorMessage::Uploads => {
                 tree.uploader.cast(UploadMessage::Look).ok();
+            }
+            SupervisorMessage::SettleUploads(reply) => {
+                tree.uploader.cast(UploadMessage::Settle(reply)).ok();
             }
             SupervisorMessage::Context(reply) => {
                 reply.send(tree.context.clone()).ok();

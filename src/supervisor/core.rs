@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::BoxStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::SupervisorHandle;
 use crate::api::service::{Refused, Service, Ticket};
-use crate::api::wire::{BuildView, LogLine, PoolView, SubmitSpec, VmView};
+use crate::api::wire::{BuildView, DaemonState, LogLine, PoolView, StatusView, SubmitSpec, VmView};
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
 use crate::build::log;
 use crate::build::spec::BuildResult;
@@ -19,12 +19,13 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::host;
 use crate::ids::BuildId;
+use crate::pool::ledger::Drain;
 use crate::source::local;
 use crate::store::{BuildRecord, StoreError};
-use crate::telemetry::events::BuildAccepted;
+use crate::telemetry::events::{BuildAccepted, DrainChanged};
 use crate::telemetry::export::Exporter;
 
-/// A question to a build, which answers when what it promises is on disk.
+/// A question to the pool, or to a build, which answers when what it promises is on disk.
 const ASK_MAX: Duration = Duration::from_secs(10);
 
 /// The daemon's front.
@@ -36,6 +37,8 @@ pub struct Core {
     /// Places for builds that wait or run.
     places: Arc<Semaphore>,
     stopping: CancellationToken,
+    /// Held by whoever changes what the daemon does as a whole, so that journal and pool end up saying the same.
+    changing: Mutex<()>,
 }
 
 impl Core {
@@ -48,12 +51,38 @@ impl Core {
     ) -> Self {
         let config = context.config.clone();
         let places = Arc::new(Semaphore::new(usize::from(config.host.builds_max)));
-        Self { config, context, supervisor, exporter, places, stopping }
+        Self { config, context, supervisor, exporter, places, stopping, changing: Mutex::new(()) }
     }
 
     /// A place for a build from the journal, if one is free: it was accepted before, so it goes on without one too.
     pub fn place(&self) -> Option<Ticket> {
         self.places.clone().try_acquire_owned().ok().map(Ticket)
+    }
+
+    /// From here on no build is taken or begun, and what no build has is taken away. It cannot be taken back.
+    pub async fn begin_ending(&self) {
+        self.stopping.cancel();
+        let _changing = self.changing.lock().await;
+        self.context.pool.drain(Some(Drain::Ending), ASK_MAX).await;
+    }
+
+    async fn set_draining(&self, draining: bool) -> Result<StatusView, Refused> {
+        let _changing = self.changing.lock().await;
+        if self.stopping.is_cancelled() {
+            return Err(Refused::Stopping);
+        }
+        self.context.store.note_draining(draining).await.map_err(internal)?;
+        self.context.pool.drain(draining.then_some(Drain::Asked), ASK_MAX).await;
+        DrainChanged { draining }.emit();
+        Ok(self.status())
+    }
+
+    /// Why no build is taken now.
+    fn serves(&self) -> Result<(), Refused> {
+        if self.stopping.is_cancelled() {
+            return Err(Refused::Stopping);
+        }
+        if self.context.pool.snapshot().draining { Err(Refused::Draining) } else { Ok(()) }
     }
 
     fn disk(&self) -> Option<host::Disk> {
@@ -78,9 +107,7 @@ impl Core {
         source: tempfile::TempPath,
     ) -> Result<BuildView, Refused> {
         let received = local::receive(self.config.clone(), request, source).await?;
-        if self.stopping.is_cancelled() {
-            return Err(Refused::Stopping);
-        }
+        self.serves()?;
         let record = BuildRecord::received(received.spec, received.source.name.clone(), UnixMillis::now());
         let secrets = Arc::new(received.secrets);
         let record = self.context.store.insert(record, secrets.clone()).await.map_err(internal)?;
@@ -105,9 +132,7 @@ fn internal(error: StoreError) -> Refused {
 
 impl Service for Core {
     fn admit(&self) -> Result<Ticket, Refused> {
-        if self.stopping.is_cancelled() {
-            return Err(Refused::Stopping);
-        }
+        self.serves()?;
         let min = self.config.host.disk_free_min.0;
         if let Some(disk) = self.disk().filter(|disk| disk.free < min) {
             return Err(Refused::DiskLow {
@@ -203,11 +228,35 @@ impl Service for Core {
         self.context.pool.snapshot().vms.clone()
     }
 
-    fn ready(&self) -> Result<(), String> {
-        if self.stopping.is_cancelled() {
-            return Err("the daemon is stopping".into());
+    fn status(&self) -> StatusView {
+        let (snapshot, live) = (self.context.pool.snapshot(), &self.context.live);
+        let (running, present) = (live.running(), snapshot.present());
+        let state = match (self.stopping.is_cancelled(), snapshot.draining) {
+            (true, _) => DaemonState::Stopping,
+            (false, true) if running == 0 && present == 0 => DaemonState::Drained,
+            (false, true) => DaemonState::Draining,
+            (false, false) => DaemonState::Serving,
+        };
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        StatusView {
+            state,
+            builds_running: count(running),
+            builds_waiting: count(live.count().saturating_sub(running)),
+            vms: count(present),
+            vms_quarantined: count(snapshot.vms.len() - present),
         }
-        Ok(())
+    }
+
+    fn drain(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
+        self.set_draining(true).boxed()
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
+        self.set_draining(false).boxed()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.serves().map_err(|refused| refused.to_string())
     }
 
     fn metrics(&self) -> String {

@@ -1,6 +1,7 @@
 //! Start order and stop order. Start: folders, lock, journal, port; what an earlier daemon left is cleared away; actors;
-//! builds from the journal; then the API. Stop: no new builds; builds' actors end, and the journal keeps their builds for the
-//! next start; VMs are taken away; the API goes last, so that a client sees the end.
+//! builds from the journal; then the API. End: no new builds, and what runs goes on for a while (`ending` says for how long);
+//! builds' actors end, and the journal keeps their builds for the next start; VMs are taken away; the API goes last, so that
+//! a client sees the end.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,15 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::interval;
+use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::actor::{self, SupervisorArguments};
 use super::clearing::{self, Found, clear_up};
 use super::core::Core;
+use super::ending::{self, Signals};
 use super::handle::SupervisorHandle;
 use super::resume::{self, Fate};
 use crate::api;
@@ -35,11 +36,12 @@ use crate::guest::ssh::{self, SshConnector};
 use crate::ids::{BuildId, Generation};
 use crate::janitor;
 use crate::pool::actor::PoolArguments;
+use crate::pool::ledger::Drain;
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
 use crate::store::{BuildRecord, Store, StoreError, Values};
-use crate::telemetry::events::{BuildEnded, DaemonStarted, DaemonStopping, Degraded, HttpAnswered};
+use crate::telemetry::events::{BuildEnded, DaemonDraining, DaemonStarted, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
 
 /// The host is compared with the books this often.
@@ -89,7 +91,7 @@ impl RunError {
     }
 }
 
-/// Runs the daemon until it is told to stop (SIGTERM, SIGINT; the second one ends it at once), or breaks.
+/// Runs the daemon until it is told to end (SIGTERM, SIGINT: see [`ending`]), or breaks.
 ///
 /// # Errors
 /// Why it does not run, or no longer.
@@ -108,6 +110,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let found = clear_up(&config, runtime.as_ref(), &store).await?;
     let mut daemon = Daemon::start(config.clone(), store, runtime, connector, exporter, found).await?;
 
+    let mut signals =
+        Signals::listen().map_err(|e| RunError::Start(format!("signals cannot be received: {e}")))?;
     let address = listener.local_addr().unwrap_or(config.api.listen);
     let shutdown = CancellationToken::new();
     let on_request: api::options::OnRequest = Arc::new(|route, method, status, took| {
@@ -119,8 +123,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (home, runtime) = (config.home.path(), config.runtime.program.as_str());
     DaemonStarted { address, home, runtime, pools: config.pools.len() }.emit();
 
-    let ended = daemon.until_told().await;
-    daemon.stop().await;
+    let ended = ending::told(&mut signals, &mut daemon.broken).await;
+    ending::end(daemon, &mut signals, ended.is_ok()).await;
     shutdown.cancel();
     served.await.ok();
     ended
@@ -191,6 +195,7 @@ impl Daemon {
             adopt: found.adopt,
             note_generation: note_generations(store.clone()),
             publish,
+            draining: store.draining().await?.then_some(Drain::Asked),
         };
         let arguments = SupervisorArguments {
             config: config.clone(),
@@ -277,38 +282,33 @@ impl Daemon {
         Ok(())
     }
 
-    /// Waits for a signal, or for the daemon to break.
-    async fn until_told(&mut self) -> Result<(), RunError> {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return Err(RunError::Start("signals cannot be received".into()));
+    /// Lets what runs go on to its end, and results be tried to be delivered, for as long as `stop.drain_timeout` or until
+    /// `cut` is over. Says why it came back.
+    pub async fn drain<T>(&mut self, cut: impl Future<Output = T>) -> &'static str {
+        let limit = self.context.config.stop.drain_timeout;
+        self.core.begin_ending().await;
+        let (context, supervisor) = (&self.context, &self.supervisor);
+        DaemonDraining { limit, running: context.live.running() }.emit();
+        let drained = async {
+            context.pool.until(|snapshot| !snapshot.serves()).await;
+            context.live.idle().await;
+            supervisor.uploads_settled().await;
         };
         tokio::select! {
-            _ = term.recv() => Ok(()),
-            _ = int.recv() => Ok(()),
-            why = self.broken.recv() => Err(RunError::Broken(why.unwrap_or_else(|| "its supervisor ended".into()))),
+            () = drained => "everything that ran is over",
+            () = sleep(limit) => "`stop.drain_timeout` is over",
+            _ = cut => "a second signal came",
+            _ = self.broken.recv() => "it broke while it drained",
         }
     }
 
-    /// Stops the actors and takes every VM away; a second signal cuts that short.
+    /// Stops the actors and takes every VM away. What still runs is cut short.
     pub async fn stop(self) {
-        DaemonStopping.emit();
         self.stopping.cancel();
         let deadlines = &self.context.config.runtime.deadlines;
         let limit = deadlines.stop + deadlines.delete;
-        let stop = async {
-            self.supervisor.stop_builds(ASK_MAX).await;
-            self.context.pool.stop_all(limit).await;
-        };
-        let again = async {
-            match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-                (Ok(mut term), Ok(mut int)) => {
-                    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-                }
-                (Err(_), _) | (_, Err(_)) => std::future::pending().await,
-            }
-        };
-        tokio::select! { () = stop => {}, () = again => {} }
+        self.supervisor.stop_builds(ASK_MAX).await;
+        self.context.pool.stop_all(limit).await;
         self.supervisor.stop();
     }
 }

@@ -154,6 +154,7 @@ fn histogram_at_zero(name: &'static str, labels: &[(&'static str, &str)]) {
 }
 
 fn set_gauges(snapshot: &PoolSnapshot) {
+    gauge!(names::DRAINING).set(if snapshot.draining { 1.0 } else { 0.0 });
     for pool in &snapshot.pools {
         let name = || pool.name.to_string();
         gauge!(names::SLOTS, "pool" => name()).set(f64::from(pool.max));

@@ -51,6 +51,7 @@ use Kind::{Counter, Gauge, Histogram};
 catalogue! {
     BUILD_INFO = "preheat_build_info", Gauge, ["version"], "1, labelled with the daemon's version.";
     START_TIME = "preheat_start_time_seconds", Gauge, [], "When the daemon started, in seconds since 1970.";
+    DRAINING = "preheat_draining", Gauge, [], "1 while the daemon is drained: it takes no builds, begins none and keeps no VMs.";
     SLOTS = "preheat_slots", Gauge, ["pool"], "Slots of the pool: VMs that may run at once.";
     SLOT_STATE = "preheat_slot_state", Gauge, ["pool", "slot", "state"], "1 for the state that the slot is in, 0 for the others.";
     VMS = "preheat_vms", Gauge, ["pool", "state"], "VMs of the pool by state.";

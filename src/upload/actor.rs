@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::sink;
@@ -29,6 +29,8 @@ pub enum UploadMessage {
     Look,
     Owed(Vec<Delivery>),
     Tried(i64),
+    /// Answered when everything that is due was tried.
+    Settle(RpcReplyPort<()>),
 }
 
 /// What the uploader is made from.
@@ -49,6 +51,8 @@ pub struct Outgoing {
     timer: Option<AbortOnDropHandle<()>>,
     /// Somebody asked to look while a look was under way.
     again: bool,
+    /// Who waits until everything that is due was tried.
+    settling: Vec<RpcReplyPort<()>>,
 }
 
 impl Actor for Uploader {
@@ -62,7 +66,14 @@ impl Actor for Uploader {
         args: UploadArguments,
     ) -> Result<Outgoing, ActorProcessingErr> {
         me.cast(UploadMessage::Look)?;
-        Ok(Outgoing { args, under_way: HashMap::new(), reading: None, timer: None, again: false })
+        Ok(Outgoing {
+            args,
+            under_way: HashMap::new(),
+            reading: None,
+            timer: None,
+            again: false,
+            settling: Vec::new(),
+        })
     }
 
     async fn handle(
@@ -84,7 +95,12 @@ impl Actor for Uploader {
                 outgoing.under_way.remove(&id);
                 outgoing.look(&me);
             }
+            UploadMessage::Settle(reply) => {
+                outgoing.settling.push(reply);
+                outgoing.look(&me);
+            }
         }
+        outgoing.settle();
         Ok(())
     }
 }
@@ -117,6 +133,15 @@ impl Outgoing {
             });
             me.cast(UploadMessage::Owed(owed)).ok();
         })));
+    }
+
+    /// After each delivery the outbox is read again: when that has begun nothing, nothing is due.
+    fn settle(&mut self) {
+        if self.reading.is_none() && self.under_way.is_empty() {
+            for reply in self.settling.drain(..) {
+                reply.send(()).ok();
+            }
+        }
     }
 
     fn owed(&mut self, me: &ActorRef<UploadMessage>, owed: Vec<Delivery>) {

@@ -53,6 +53,7 @@ pub struct Fake {
     pub corrupt: Mutex<bool>,
     /// A cancel is noted, and nothing comes of it.
     pub deaf: Mutex<bool>,
+    pub draining: Mutex<bool>,
     me: Weak<Self>,
     builds: Mutex<BTreeMap<u64, Record>>,
     changed: watch::Sender<u64>,
@@ -76,6 +77,7 @@ impl Fake {
             ready: Mutex::new(Ok(())),
             corrupt: Mutex::default(),
             deaf: Mutex::default(),
+            draining: Mutex::default(),
             builds: Mutex::default(),
             changed: watch::channel(0).0,
             places: Arc::new(Semaphore::new(places)),
@@ -209,6 +211,9 @@ pub fn artifact(path: &str, bytes: &[u8]) -> ArtifactView {
 
 impl Service for Fake {
     fn admit(&self) -> Result<Ticket, Refused> {
+        if *self.draining.lock().expect("whole") {
+            return Err(Refused::Draining);
+        }
         let place = Arc::clone(&self.places).try_acquire_owned();
         place.map(Ticket).map_err(|_| Refused::QueueFull { max: 0 })
     }
@@ -320,6 +325,33 @@ impl Service for Fake {
 
     fn vms(&self) -> Vec<VmView> {
         self.vms.lock().expect("whole").clone()
+    }
+
+    fn status(&self) -> StatusView {
+        let draining = *self.draining.lock().expect("whole");
+        let builds = self.builds.lock().expect("whole");
+        let running = builds.values().filter(|record| record.view.result.is_none()).count() as u32;
+        StatusView {
+            state: match (draining, running) {
+                (false, _) => DaemonState::Serving,
+                (true, 0) => DaemonState::Drained,
+                (true, _) => DaemonState::Draining,
+            },
+            builds_running: running,
+            builds_waiting: 0,
+            vms: running,
+            vms_quarantined: 1,
+        }
+    }
+
+    fn drain(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
+        *self.draining.lock().expect("whole") = true;
+        async move { Ok(self.status()) }.boxed()
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
+        *self.draining.lock().expect("whole") = false;
+        async move { Ok(self.status()) }.boxed()
     }
 
     fn ready(&self) -> Result<(), String> {

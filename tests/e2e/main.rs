@@ -9,6 +9,7 @@
 mod builds;
 mod deaths;
 mod delivery;
+mod ending;
 mod faults;
 mod house;
 mod idle;
