@@ -1,4 +1,5 @@
-//! What an operator asks of the daemon as a whole, over HTTP and by the real program: how it is, to drain, to go on.
+//! What an operator asks of the daemon as a whole, over HTTP and by the real program: how it is, to drain, to go on, to
+//! read its configuration anew.
 
 mod common;
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use common::{Fake, LONG, Server, project};
 use preheat::api::token::Token;
-use preheat::api::wire::{DaemonState, ErrorBody, StatusView};
+use preheat::api::wire::{ChangeView, DaemonState, ErrorBody, ReloadView, StatusView};
 use preheat::build::spec::BuildResult;
 use reqwest::{Client, RequestBuilder};
 
@@ -76,7 +77,7 @@ async fn a_page_or_a_caller_without_the_token_cannot_drain() {
     assert_eq!(sent(foreign).await.status(), 403);
     let token = "0123456789abcdef0123456789abcdef";
     let guarded = Server::with(&fake, ([127, 0, 0, 1], 0).into(), |o| o.token = Token::new(token)).await;
-    for path in ["/api/v1/drain", "/api/v1/resume"] {
+    for path in ["/api/v1/drain", "/api/v1/resume", "/api/v1/config/reload"] {
         assert_eq!(post(&guarded, path).await.status(), 401, "{path}");
     }
     assert!(!*fake.draining.lock().expect("whole"));
@@ -118,4 +119,56 @@ async fn drain_waits_for_what_runs_when_asked_to_and_gives_up_in_time() {
     assert!(!*fake.draining.lock().expect("whole"));
     let (code, _, err) = preheat(&server, dir.path(), &["drain", "--timeout", "1s"]).await;
     assert_eq!(code, Some(2), "a time without `--wait` bounds nothing: {err}");
+}
+
+fn changed(key: &str, from: &str, to: &str, applies: &str) -> ChangeView {
+    let [key, from, to, applies] = [key, from, to, applies].map(str::to_owned);
+    ChangeView { key, from: Some(from), to: Some(to), applies }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_says_what_applies_how_and_names_every_mistake() {
+    let (fake, server, dir) = house().await;
+    let (code, out, err) = preheat(&server, dir.path(), &["reload"]).await;
+    assert_eq!((code, out.as_str()), (Some(0), "nothing differs from what is in force\n"), "{err}");
+    let view = ReloadView {
+        changes: vec![
+            changed("pool.linux.warm", "1", "2", "live"),
+            changed("pool.linux.image", "\"a\"", "\"b\"", "new_vms"),
+            changed("api.listen", "\"127.0.0.1:1\"", "\"127.0.0.1:2\"", "restart"),
+        ],
+        pools_added: vec!["new".into()],
+        pools_removed: vec!["old".into()],
+        builds_ended: 3,
+        warnings: vec!["preheat.toml:pool: odd".into()],
+    };
+    *fake.reload.lock().expect("whole") = Ok(view.clone());
+    let (code, out, err) = preheat(&server, dir.path(), &["reload"]).await;
+    assert_eq!(
+        (code, out.as_str()),
+        (
+            Some(0),
+            "pool.linux.warm: 1 -> 2\n\
+             pool.linux.image: \"a\" -> \"b\"; idle VMs are replaced one by one\n\
+             api.listen: \"127.0.0.1:1\" -> \"127.0.0.1:2\"; needs a restart, and stays as it was until then\n\
+             pool.new: added\n\
+             pool.old: removed; idle VMs go at once, those in use when their build is over\n\
+             3 build(s) that waited for a removed pool ended in error\n"
+        )
+    );
+    assert_eq!(err, "warning: preheat.toml:pool: odd\n");
+    let (_, out, _) = preheat(&server, dir.path(), &["reload", "--json"]).await;
+    assert_eq!(serde_json::from_str::<ReloadView>(&out).expect("a view"), view);
+
+    let mistakes = ["preheat.toml:host.vms: found 0\n    hint: more", "preheat.toml:foo: unknown key"];
+    *fake.reload.lock().expect("whole") = Err(mistakes.map(str::to_owned).to_vec());
+    let (code, out, err) = preheat(&server, dir.path(), &["reload"]).await;
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    let wanted = "preheat.toml:host.vms: found 0\n    hint: more\npreheat.toml:foo: unknown key\n\
+                  error: the configuration has 2 mistake(s), and the one before stays in force\nhint: correct it";
+    assert!(err.starts_with(wanted), "{err}");
+    let (_, out, _) = preheat(&server, dir.path(), &["reload", "--json"]).await;
+    let ErrorBody { error } = serde_json::from_str(&out).expect("an error");
+    assert_eq!((error.code.as_str(), error.mistakes), ("bad_config", mistakes.map(str::to_owned).to_vec()));
+    assert_eq!(post(&server, "/api/v1/config/reload").await.status(), 422);
 }

@@ -21,7 +21,10 @@ pub type Reply = Result<Response, ApiError>;
 impl ApiError {
     /// An error with a word for programs.
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
-        Self { status, view: ErrorView { code: code.into(), message: message.into(), hint: None } }
+        Self {
+            status,
+            view: ErrorView { code: code.into(), message: message.into(), hint: None, mistakes: Vec::new() },
+        }
     }
 
     /// With what to do about it.
@@ -63,9 +66,10 @@ fn status(refused: &Refused) -> StatusCode {
         Refused::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
         Refused::Stopping | Refused::Draining => StatusCode::SERVICE_UNAVAILABLE,
         Refused::DiskLow { .. } => StatusCode::INSUFFICIENT_STORAGE,
-        Refused::PoolUnknown { .. } | Refused::BadSpec { .. } | Refused::BadSource { .. } => {
-            StatusCode::UNPROCESSABLE_ENTITY
-        }
+        Refused::PoolUnknown { .. }
+        | Refused::BadSpec { .. }
+        | Refused::BadSource { .. }
+        | Refused::BadConfig { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         Refused::BuildUnknown(_) | Refused::ArtifactUnknown { .. } => StatusCode::NOT_FOUND,
         Refused::BuildOver(_) => StatusCode::CONFLICT,
         Refused::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -1,4 +1,5 @@
-//! What an operator asks of the daemon as a whole: how it is, to drain, to go on.
+//! What an operator asks of the daemon as a whole: how it is, to drain, to go on, to read its
+//! configuration anew.
 
 use axum::Json;
 use axum::extract::State;
@@ -21,4 +22,9 @@ pub async fn drain(State(app): State<App>) -> Reply {
 /// `POST /api/v1/resume`
 pub async fn resume(State(app): State<App>) -> Reply {
     Ok(Json(app.service.resume().await?).into_response())
+}
+
+/// `POST /api/v1/config/reload`
+pub async fn reload(State(app): State<App>) -> Reply {
+    Ok(Json(app.service.reload().await?).into_response())
 }

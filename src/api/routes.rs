@@ -64,6 +64,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/status", get(manage::status))
         .route("/api/v1/drain", post(manage::drain))
         .route("/api/v1/resume", post(manage::resume))
+        .route("/api/v1/config/reload", post(manage::reload))
         .route("/healthz", get(lists::healthz))
         .route("/readyz", get(lists::readyz))
         .route("/metrics", get(lists::metrics))

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-use super::wire::{BuildView, ErrorView, LogLine, PoolView, StatusView, SubmitSpec, VmView};
+use super::wire::{BuildView, ErrorView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView};
 use crate::ids::BuildId;
 
 /// A place in the daemon for one build, held while its source is received. Dropped, it is given back.
@@ -37,6 +37,9 @@ pub enum Refused {
     /// The archive cannot be read or is hostile.
     #[error("the source cannot be used: {text}")]
     BadSource { text: String, hint: Option<String> },
+    /// The configuration that was read anew has mistakes.
+    #[error("the configuration has {} mistake(s), and the one before stays in force", mistakes.len())]
+    BadConfig { mistakes: Vec<String> },
     /// No such build.
     #[error("there is no build {0}")]
     BuildUnknown(BuildId),
@@ -62,6 +65,7 @@ impl Refused {
             Self::PoolUnknown { .. } => "pool_unknown",
             Self::BadSpec { .. } => "bad_spec",
             Self::BadSource { .. } => "bad_source",
+            Self::BadConfig { .. } => "bad_config",
             Self::BuildUnknown(_) => "build_unknown",
             Self::ArtifactUnknown { .. } => "artifact_unknown",
             Self::BuildOver(_) => "build_over",
@@ -78,6 +82,9 @@ impl Refused {
             Self::DiskLow { .. } => Some("free disk space, or lower `host.disk_free_min`".into()),
             Self::PoolUnknown { .. } => Some("name one with --pool or in .preheat.toml".into()),
             Self::BadSpec { hint, .. } | Self::BadSource { hint, .. } => hint.clone(),
+            Self::BadConfig { .. } => Some(
+                "correct it and reload; `preheat config check` on the daemon's host checks it first".into(),
+            ),
             Self::BuildUnknown(_) => Some("`preheat builds` lists them".into()),
             Self::ArtifactUnknown { id, .. } => Some(format!("`preheat artifacts {id}` lists them")),
             Self::BuildOver(_) => None,
@@ -87,7 +94,14 @@ impl Refused {
 
     /// As it goes over HTTP.
     pub fn view(&self) -> ErrorView {
-        ErrorView { code: self.code().into(), message: self.to_string(), hint: self.hint() }
+        let mistakes = match self {
+            Self::BadConfig { mistakes } => mistakes.clone(),
+            Self::QueueFull { .. } | Self::Stopping | Self::Draining | Self::DiskLow { .. } => Vec::new(),
+            Self::PoolUnknown { .. } | Self::BadSpec { .. } | Self::BadSource { .. } => Vec::new(),
+            Self::BuildUnknown(_) | Self::ArtifactUnknown { .. } | Self::BuildOver(_) => Vec::new(),
+            Self::Internal(_) => Vec::new(),
+        };
+        ErrorView { code: self.code().into(), message: self.to_string(), hint: self.hint(), mistakes }
     }
 }
 
@@ -143,6 +157,10 @@ pub trait Service: Send + Sync + 'static {
 
     /// Goes on after [`drain`](Self::drain).
     fn resume(&self) -> BoxFuture<'_, Result<StatusView, Refused>>;
+
+    /// Reads the configuration anew and puts it into force, as far as that goes without a restart. With a mistake in it,
+    /// nothing changes.
+    fn reload(&self) -> BoxFuture<'_, Result<ReloadView, Refused>>;
 
     /// Whether builds are served: the daemon is neither drained nor stopping. An `Err` says why not.
     fn ready(&self) -> Result<(), String>;

@@ -18,6 +18,7 @@ Examples:
   preheat logs -f 17                             follow a build's log
   preheat ssh 17                                 a shell in the VM of a running build
   preheat drain --wait --timeout 2h              empty this host for maintenance; `preheat resume` goes on
+  preheat reload                                 follow a changed preheat.toml without a restart
   preheat doctor                                 what is wrong with this host, and how to mend it
 ";
 
@@ -161,6 +162,17 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have the daemon read its configuration anew, as SIGHUP does.
+    ///
+    /// What can change while it runs does so at once; where new VMs are needed, idle ones are replaced one by one and those
+    /// in use end as they began; what needs a restart is named and stays as it was. With a mistake in it nothing changes:
+    /// every mistake is named, and the exit code is 2.
+    #[command(after_help = EXIT_CODES)]
+    Reload {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Check this host: what is wrong, and how to mend it.
     ///
     /// Exits with 0 when nothing fails, with 3 otherwise.
@@ -259,6 +271,7 @@ impl Command {
             | Self::Status { json }
             | Self::Drain { json, .. }
             | Self::Resume { json }
+            | Self::Reload { json }
             | Self::Doctor { json, .. } => *json,
             // Its JSON is one object a line; an error among them would be taken for one.
             Self::Logs { .. } => false,

@@ -247,6 +247,7 @@ async fn refusal(mut response: Response) -> Failure {
             code: "http".into(),
             message: format!("the answer was {status}"),
             hint: Some("what answers there may not be preheat: check --url".into()),
+            mistakes: Vec::new(),
         });
     Failure::Refused { status: status.as_u16(), view }
 }

@@ -60,8 +60,9 @@ fn dispatch(args: Args) -> Result<Exit, Problem> {
         })?;
     }
     if let Command::Serve { config } = &args.command {
-        let config = configuration::load(config.as_deref())?.config;
-        runtime(tokio::runtime::Builder::new_multi_thread())?.block_on(parts::serve(config))?;
+        let loaded = configuration::load(config.as_deref())?;
+        let served = parts::serve(loaded, config.as_deref());
+        runtime(tokio::runtime::Builder::new_multi_thread())?.block_on(served)?;
         return Ok(Exit::Success);
     }
     if let Command::Config { command } = &args.command {
@@ -98,6 +99,7 @@ async fn ask(args: Args) -> Result<Exit, Problem> {
         Command::Status { json } => operate::status(&client, json).await,
         Command::Drain { wait, timeout, json } => operate::drain(&client, wait, timeout, json).await,
         Command::Resume { json } => operate::resume(&client, json).await,
+        Command::Reload { json } => operate::reload(&client, json).await,
         Command::Ssh { vm, config, command } => ssh::command(&client, &vm, config.as_deref(), &command).await,
         // Done above, without a daemon.
         Command::Serve { .. } | Command::Config { .. } | Command::Doctor { .. } => Ok(Exit::Success),

@@ -1,13 +1,14 @@
-//! `status`, `drain`, `resume`: the daemon as a whole.
+//! `status`, `drain`, `resume`, `reload`: the daemon as a whole.
 
 use std::time::Duration;
 
 use super::client::Client;
 use super::exit::Exit;
 use super::problem::Problem;
+use super::text::{clean, took};
 use super::{out, out_json, say};
-use crate::api::wire::{DaemonState, StatusView};
-use crate::clock::Deadline;
+use crate::api::wire::{ChangeView, ConfigView, DaemonState, ReloadView, StatusView};
+use crate::clock::{Deadline, UnixMillis};
 
 /// The daemon answers when it has begun, which is a matter of its pool's next turn.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -27,6 +28,7 @@ pub async fn status(client: &Client, json: bool) -> Result<Exit, Problem> {
         0 => format!("vms     {}\n", status.vms),
         lost => format!("vms     {}, and {lost} that cannot be removed (`preheat vms`)\n", status.vms),
     });
+    out(&clean(&config_lines(&status.config, UnixMillis::now())));
     Ok(Exit::Success)
 }
 
@@ -107,4 +109,58 @@ pub async fn resume(client: &Client, json: bool) -> Result<Exit, Problem> {
         ));
     }
     Ok(Exit::Success)
+}
+
+fn config_lines(config: &ConfigView, now: UnixMillis) -> String {
+    let ago = |at: UnixMillis| format!("{} ago", took(now.since(at)));
+    let mut text = config.loaded_ms.map_or(String::new(), |at| format!("config  read {}\n", ago(at)));
+    if let Some(at) = config.refused_ms {
+        let count = config.mistakes.len();
+        text.push_str(&format!("        one with {count} mistake(s) was refused {}:\n", ago(at)));
+        for mistake in &config.mistakes {
+            text.push_str(&format!("        {}\n", mistake.replace('\n', "\n        ")));
+        }
+    }
+    text
+}
+
+/// `preheat reload`
+pub async fn reload(client: &Client, json: bool) -> Result<Exit, Problem> {
+    let reloaded: ReloadView = client.post(&["api", "v1", "config", "reload"], ANSWER).await?;
+    for warning in &reloaded.warnings {
+        say(&clean(&format!("warning: {warning}")));
+    }
+    if json {
+        out_json(&reloaded)?;
+    } else {
+        out(&clean(&reload_lines(&reloaded)));
+    }
+    Ok(Exit::Success)
+}
+
+fn reload_lines(reloaded: &ReloadView) -> String {
+    let ReloadView { changes, pools_added, pools_removed, builds_ended, warnings: _ } = reloaded;
+    let mut lines: Vec<String> = changes.iter().map(change_line).collect();
+    lines.extend(pools_added.iter().map(|pool| format!("pool.{pool}: added")));
+    lines.extend(pools_removed.iter().map(|pool| {
+        format!("pool.{pool}: removed; idle VMs go at once, those in use when their build is over")
+    }));
+    if *builds_ended > 0 {
+        lines.push(format!("{builds_ended} build(s) that waited for a removed pool ended in error"));
+    }
+    if lines.is_empty() {
+        lines.push("nothing differs from what is in force".to_owned());
+    }
+    lines.join("\n") + "\n"
+}
+
+fn change_line(change: &ChangeView) -> String {
+    let ChangeView { key, from, to, applies } = change;
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
+    let how = match applies.as_str() {
+        "new_vms" => "; idle VMs are replaced one by one",
+        "restart" => "; needs a restart, and stays as it was until then",
+        _ => "",
+    };
+    format!("{key}: {} -> {}{how}", text(from), text(to))
 }

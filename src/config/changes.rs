@@ -15,6 +15,17 @@ pub enum Applies {
     Restart,
 }
 
+impl Applies {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::NewVms => "new_vms",
+            Self::Restart => "restart",
+        }
+    }
+}
+
 /// One key that differs; [`super::Loaded::value`] has what it was and what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
@@ -42,6 +53,12 @@ impl Changes {
     /// Keys that do not apply before the daemon is restarted.
     pub fn need_restart(&self) -> impl Iterator<Item = &Change> {
         self.changed.iter().filter(|c| c.applies == Applies::Restart)
+    }
+
+    /// Whether a key, or what is below it, does not apply before the daemon is restarted.
+    pub fn is_held_back(&self, key: &str) -> bool {
+        self.need_restart()
+            .any(|c| key.strip_prefix(&c.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
     }
 
     /// Pools whose idle VMs must be replaced, each once.
@@ -88,6 +105,18 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     }
     changes.pools_added = new.pools.keys().filter(|name| !pools.contains_key(name)).cloned().collect();
     changes
+}
+
+/// The configuration that is put into force when `new` was read while `old` is: what needs a restart stays as it was.
+pub fn held_back(old: &Config, new: Config) -> Config {
+    let mut now = new;
+    now.home.clone_from(&old.home);
+    now.runtime.program.clone_from(&old.runtime.program);
+    now.runtime.tart_home.clone_from(&old.runtime.tart_home);
+    now.api.listen = old.api.listen;
+    now.api.token_file.clone_from(&old.api.token_file);
+    now.log.json = old.log.json;
+    now
 }
 
 fn of_host(changes: &mut Changes, old: &Host, new: &Host) {

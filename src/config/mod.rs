@@ -15,6 +15,7 @@ pub mod changes;
 pub mod file;
 pub mod found;
 pub mod limits;
+pub mod live;
 pub mod load;
 pub mod mistake;
 mod pools;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ids::PoolName;
+pub use live::Live;
 pub use load::{Inputs, Loaded};
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use units::ByteSize;

@@ -14,13 +14,21 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::core::Core;
 use super::run::{Daemon, RunError};
+use crate::api::service::Service;
 use crate::telemetry::events::{DaemonCut, DaemonStopping};
+
+enum Told {
+    End,
+    Reload,
+}
 
 /// The signals that mean something to the daemon.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -29,7 +37,19 @@ impl Signals {
     /// # Errors
     /// When the system does not let us.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn told(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::End,
+            _ = self.interrupt.recv() => Told::End,
+            _ = self.hangup.recv() => Told::Reload,
+        }
     }
 
     /// Waits for one that means to end, and returns its number.
@@ -41,14 +61,26 @@ impl Signals {
     }
 }
 
-/// Waits for a signal, or for the daemon to break.
+/// Waits for a signal to end, or for the daemon to break; on the way it reads its configuration anew as often as it is told.
 ///
 /// # Errors
 /// Why it broke.
-pub async fn told(signals: &mut Signals, broken: &mut mpsc::Receiver<String>) -> Result<(), RunError> {
-    tokio::select! {
-        _ = signals.end() => Ok(()),
-        why = broken.recv() => Err(RunError::Broken(why.unwrap_or_else(|| "its supervisor ended".into()))),
+pub async fn told(
+    signals: &mut Signals,
+    core: &Core,
+    broken: &mut mpsc::Receiver<String>,
+) -> Result<(), RunError> {
+    loop {
+        tokio::select! {
+            end = signals.told() => match end {
+                Told::End => return Ok(()),
+                // Whatever comes of it is in the log.
+                Told::Reload => drop(core.reload().await),
+            },
+            why = broken.recv() => {
+                return Err(RunError::Broken(why.unwrap_or_else(|| "its supervisor ended".into())));
+            }
+        }
     }
 }
 

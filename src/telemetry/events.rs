@@ -6,7 +6,7 @@ use metrics::{counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
 
 use super::names;
-use crate::api::wire::Claim;
+use crate::api::wire::{Claim, ReloadView};
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::ids::{BuildId, PoolName};
@@ -31,14 +31,24 @@ pub enum RetireReason {
     Evicted,
     /// The pool is drained.
     Drained,
+    /// The configuration has left it behind.
+    Outdated,
     /// The daemon stops.
     Stopping,
 }
 
 impl RetireReason {
     /// Every reason.
-    pub const ALL: [Self; 7] =
-        [Self::Used, Self::Failed, Self::Aged, Self::Surplus, Self::Evicted, Self::Drained, Self::Stopping];
+    pub const ALL: [Self; 8] = [
+        Self::Used,
+        Self::Failed,
+        Self::Aged,
+        Self::Surplus,
+        Self::Evicted,
+        Self::Drained,
+        Self::Outdated,
+        Self::Stopping,
+    ];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
@@ -49,6 +59,7 @@ impl RetireReason {
             Self::Surplus => "surplus",
             Self::Evicted => "evicted",
             Self::Drained => "drained",
+            Self::Outdated => "outdated",
             Self::Stopping => "stopping",
         }
     }
@@ -206,6 +217,52 @@ impl DrainChanged {
         } else {
             info!("no longer draining");
         }
+    }
+}
+
+/// Another configuration is in force.
+pub struct ConfigReloaded<'a> {
+    pub view: &'a ReloadView,
+}
+impl ConfigReloaded<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        gauge!(names::CONFIG_RELOAD_OK).set(1.0);
+        gauge!(names::CONFIG_RELOAD_TIME).set(UnixMillis::now().as_seconds());
+        let ReloadView { changes, pools_added, pools_removed, builds_ended, warnings } = self.view;
+        info!(changes = changes.len(), pools_added = ?pools_added, pools_removed = ?pools_removed, builds_ended,
+            "configuration reloaded");
+        for change in changes {
+            info!(
+                key = change.key,
+                from = change.from,
+                to = change.to,
+                applies = change.applies,
+                "configuration changed"
+            );
+        }
+        for warning in warnings {
+            warn!(warning, "configuration");
+        }
+    }
+}
+
+/// A configuration has a mistake, and the one before stays in force.
+pub struct ConfigRefused<'a> {
+    pub mistakes: &'a [String],
+}
+impl ConfigRefused<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        gauge!(names::CONFIG_RELOAD_OK).set(0.0);
+        for mistake in self.mistakes {
+            error!(mistake, "configuration refused");
+        }
+        error!(
+            mistakes = self.mistakes.len(),
+            hint = "correct it and reload; `preheat config check` names every mistake",
+            "the configuration before stays in force"
+        );
     }
 }
 

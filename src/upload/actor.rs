@@ -1,7 +1,6 @@
 //! The uploader: reads what is owed from the outbox, delivers what is due, a few at a time, and writes down what arrived.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -10,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::sink;
 use crate::build::actor::artifacts_path;
 use crate::clock::{self, UnixMillis};
-use crate::config::Config;
+use crate::config::Live;
 use crate::store::{Delivery, Store, StoreError};
 use crate::telemetry::events::{BuildPhaseEnded, Degraded, UploadTried, UploadsPending};
 
@@ -36,7 +35,7 @@ pub enum UploadMessage {
 /// What the uploader is made from.
 #[derive(Clone)]
 pub struct UploadArguments {
-    pub config: Arc<Config>,
+    pub config: Live,
     pub store: Store,
 }
 
@@ -118,7 +117,7 @@ pub async fn spawn(
 
 impl Outgoing {
     fn look(&mut self, me: &ActorRef<UploadMessage>) {
-        if self.args.config.uploads.is_empty() {
+        if self.args.config.get().uploads.is_empty() {
             return;
         }
         if self.reading.is_some() {
@@ -146,7 +145,7 @@ impl Outgoing {
 
     fn owed(&mut self, me: &ActorRef<UploadMessage>, owed: Vec<Delivery>) {
         let now = UnixMillis::now();
-        for upload in &self.args.config.uploads {
+        for upload in &self.args.config.get().uploads {
             let pending = owed.iter().filter(|d| d.sink == upload.name).count() as u64;
             UploadsPending { sink: &upload.name, pending }.emit();
         }
@@ -178,12 +177,13 @@ impl Outgoing {
 }
 
 async fn attempt(args: &UploadArguments, delivery: &Delivery) -> Result<(), StoreError> {
-    let sink = args.config.uploads.iter().find(|upload| upload.name == delivery.sink);
+    let config = args.config.get();
+    let sink = config.uploads.iter().find(|upload| upload.name == delivery.sink);
     let (Some(upload), Some(record)) = (sink, args.store.build(delivery.build).await?) else {
         // The sink was taken out of the configuration, or the build out of the journal: nothing is owed any more.
         return args.store.delivered(delivery.id).await;
     };
-    let artifacts = artifacts_path(&args.config, delivery.build);
+    let artifacts = artifacts_path(&config, delivery.build);
     let began = clock::now();
     let delivered = sink::deliver(&upload.sink, &record.view(None), &artifacts).await;
     let error = delivered.err().map(|e| e.to_string());

@@ -54,6 +54,7 @@ pub struct Fake {
     /// A cancel is noted, and nothing comes of it.
     pub deaf: Mutex<bool>,
     pub draining: Mutex<bool>,
+    pub reload: Mutex<Result<ReloadView, Vec<String>>>,
     me: Weak<Self>,
     builds: Mutex<BTreeMap<u64, Record>>,
     changed: watch::Sender<u64>,
@@ -78,6 +79,7 @@ impl Fake {
             corrupt: Mutex::default(),
             deaf: Mutex::default(),
             draining: Mutex::default(),
+            reload: Mutex::new(Ok(ReloadView::default())),
             builds: Mutex::default(),
             changed: watch::channel(0).0,
             places: Arc::new(Semaphore::new(places)),
@@ -341,6 +343,7 @@ impl Service for Fake {
             builds_waiting: 0,
             vms: running,
             vms_quarantined: 1,
+            config: ConfigView::default(),
         }
     }
 
@@ -352,6 +355,11 @@ impl Service for Fake {
     fn resume(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
         *self.draining.lock().expect("whole") = false;
         async move { Ok(self.status()) }.boxed()
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<ReloadView, Refused>> {
+        let answer = self.reload.lock().expect("whole").clone();
+        async move { answer.map_err(|mistakes| Refused::BadConfig { mistakes }) }.boxed()
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -388,7 +396,7 @@ impl Server {
         let book = Arc::clone(&seen);
         let mut options = Options {
             listen: address,
-            source_max: ByteSize(1 << 20),
+            source_max: Arc::new(|| ByteSize(1 << 20)),
             token: None,
             limits: Limits::default(),
             on_request: Arc::new(move |route, method, status, _| {

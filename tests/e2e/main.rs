@@ -15,5 +15,6 @@ mod house;
 mod idle;
 mod projects;
 mod refusals;
+mod reloads;
 mod restarts;
 mod sources;

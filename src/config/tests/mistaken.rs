@@ -30,7 +30,8 @@ fn every_mistake_of_a_section_is_told_at_once() {
 
 #[test]
 fn an_unknown_section_is_named() {
-    let allowed = "unknown key, allowed are host, runtime, api, builds, stop, log, pool_defaults, pool, upload";
+    let allowed =
+        "unknown key, allowed are host, runtime, api, builds, stop, log, pool_defaults, pool, upload";
     says(
         "[pools.linux]\nimage = \"x\"\n",
         &[&format!("F:pools: {allowed} (line 1)"), "hint: did you mean `pool`?"],

@@ -23,6 +23,7 @@ use crate::testing;
 mod cancelling;
 mod crashes;
 mod draining;
+mod reloading;
 
 /// Longer than anything may take, in virtual time.
 const EVENTUALLY: Duration = Duration::from_secs(3600);
