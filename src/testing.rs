@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::build::spec::{BuildSpec, Step};
 use crate::config::{
-    Api, Builds, ByteSize, Config, Home, Host, Log, Network, Pool, RuntimeConfig, VerbDeadlines,
+    Api, Builds, ByteSize, Config, Home, Host, Log, Network, Pool, RuntimeConfig, Stop, VerbDeadlines,
 };
 
 /// A host with much room, and no pools.
@@ -43,6 +43,7 @@ pub fn config() -> Config {
             artifacts_max: ByteSize(1 << 30),
             keep: 100,
         },
+        stop: Stop { drain_timeout: seconds(10) },
         pools: BTreeMap::new(),
         uploads: Vec::new(),
         log: Log { filter: "info".into(), json: false },

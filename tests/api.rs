@@ -126,7 +126,7 @@ async fn a_plain_body_is_a_source_and_the_query_describes_it() {
 async fn a_large_source_is_taken_in_either_way() {
     let fake = Fake::new();
     let server = Server::with(&fake, ([127, 0, 0, 1], 0).into(), |options| {
-        options.source_max = preheat::config::ByteSize(32 << 20);
+        options.source_max = std::sync::Arc::new(|| preheat::config::ByteSize(32 << 20));
     })
     .await;
     let large = vec![7; 20 << 20];

@@ -21,7 +21,10 @@ pub type Reply = Result<Response, ApiError>;
 impl ApiError {
     /// An error with a word for programs.
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
-        Self { status, view: ErrorView { code: code.into(), message: message.into(), hint: None } }
+        Self {
+            status,
+            view: ErrorView { code: code.into(), message: message.into(), hint: None, mistakes: Vec::new() },
+        }
     }
 
     /// With what to do about it.
@@ -61,11 +64,12 @@ impl ApiError {
 fn status(refused: &Refused) -> StatusCode {
     match refused {
         Refused::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-        Refused::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        Refused::Stopping | Refused::Draining => StatusCode::SERVICE_UNAVAILABLE,
         Refused::DiskLow { .. } => StatusCode::INSUFFICIENT_STORAGE,
-        Refused::PoolUnknown { .. } | Refused::BadSpec { .. } | Refused::BadSource { .. } => {
-            StatusCode::UNPROCESSABLE_ENTITY
-        }
+        Refused::PoolUnknown { .. }
+        | Refused::BadSpec { .. }
+        | Refused::BadSource { .. }
+        | Refused::BadConfig { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         Refused::BuildUnknown(_) | Refused::ArtifactUnknown { .. } => StatusCode::NOT_FOUND,
         Refused::BuildOver(_) => StatusCode::CONFLICT,
         Refused::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -80,11 +84,13 @@ impl From<Refused> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        // Maintenance takes a while, a full queue or a restart need not.
+        let pause = if self.view.code == Refused::Draining.code() { "60" } else { "2" };
         let again = matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         let unauthorized = self.status == StatusCode::UNAUTHORIZED;
         let mut response = (self.status, Json(ErrorBody { error: self.view })).into_response();
         if again {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(pause));
         }
         if unauthorized {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

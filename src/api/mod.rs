@@ -9,6 +9,7 @@ pub mod guard;
 pub mod intake;
 pub mod lists;
 pub mod log;
+pub mod manage;
 pub mod observe;
 pub mod options;
 pub mod query;

@@ -20,13 +20,16 @@ pub const LIST_DEFAULT: u32 = 50;
 /// the answer's head was ready. All three words come from closed sets, so they can be labels.
 pub type OnRequest = Arc<dyn Fn(&str, &str, u16, Duration) + Send + Sync>;
 
+/// The largest source that is taken in at the moment.
+pub type SourceMax = Arc<dyn Fn() -> ByteSize + Send + Sync>;
+
 /// How the HTTP side is set.
 #[derive(Clone)]
 pub struct Options {
     /// Where it listens; a `Host` that names this address is ours.
     pub listen: SocketAddr,
     /// The largest source that is taken in.
-    pub source_max: ByteSize,
+    pub source_max: SourceMax,
     /// What each call but `/healthz` must carry.
     pub token: Option<Token>,
     pub limits: Limits,
@@ -82,7 +85,10 @@ impl Options {
         let token = api.token_file.as_deref().map(Token::read).transpose()?;
         Ok(Self {
             listen: api.listen,
-            source_max: api.source_max,
+            source_max: {
+                let max = api.source_max;
+                Arc::new(move || max)
+            },
             token,
             limits: Limits::default(),
             on_request,

@@ -6,14 +6,14 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
 use super::options::Options;
 use super::service::Service;
-use super::{artifacts, guard, lists, log, observe, submit};
+use super::{artifacts, guard, lists, log, manage, observe, submit};
 
 /// What every handler is given.
 #[derive(Clone)]
@@ -61,6 +61,10 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/builds/{id}/artifacts/{*path}", get(artifacts::download))
         .route("/api/v1/pools", get(lists::pools))
         .route("/api/v1/vms", get(lists::vms))
+        .route("/api/v1/status", get(manage::status))
+        .route("/api/v1/drain", post(manage::drain))
+        .route("/api/v1/resume", post(manage::resume))
+        .route("/api/v1/config/reload", post(manage::reload))
         .route("/healthz", get(lists::healthz))
         .route("/readyz", get(lists::readyz))
         .route("/metrics", get(lists::metrics))
@@ -75,7 +79,7 @@ pub fn router(app: App) -> Router {
 
 async fn unknown(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at `{}`", uri.path()))
-        .hint("the API is below /api/v1: builds, pools, vms")
+        .hint("the API is below /api/v1: builds, pools, vms, status")
 }
 
 async fn method_refused(method: Method, uri: Uri) -> ApiError {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-use super::wire::{BuildView, ErrorView, LogLine, PoolView, SubmitSpec, VmView};
+use super::wire::{BuildView, ErrorView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView};
 use crate::ids::BuildId;
 
 /// A place in the daemon for one build, held while its source is received. Dropped, it is given back.
@@ -22,6 +22,9 @@ pub enum Refused {
     /// The daemon is going down.
     #[error("the daemon is stopping")]
     Stopping,
+    /// An operator drained the daemon.
+    #[error("the daemon is drained and takes no builds")]
+    Draining,
     /// The disk is nearly full.
     #[error("{free} bytes are free on the disk of `{folder}`, and builds need {min}")]
     DiskLow { free: u64, min: u64, folder: PathBuf },
@@ -34,6 +37,9 @@ pub enum Refused {
     /// The archive cannot be read or is hostile.
     #[error("the source cannot be used: {text}")]
     BadSource { text: String, hint: Option<String> },
+    /// The configuration that was read anew has mistakes.
+    #[error("the configuration has {} mistake(s), and the one before stays in force", mistakes.len())]
+    BadConfig { mistakes: Vec<String> },
     /// No such build.
     #[error("there is no build {0}")]
     BuildUnknown(BuildId),
@@ -41,7 +47,7 @@ pub enum Refused {
     #[error("build {id} has no artifact `{path}`")]
     ArtifactUnknown { id: BuildId, path: String },
     /// Too late to cancel.
-    #[error("build {0} is over")]
+    #[error("build {0} is over: its result stands, and it cannot be cancelled any more")]
     BuildOver(BuildId),
     /// Not the caller's fault.
     #[error("the daemon failed: {0}")]
@@ -54,10 +60,12 @@ impl Refused {
         match self {
             Self::QueueFull { .. } => "queue_full",
             Self::Stopping => "stopping",
+            Self::Draining => "draining",
             Self::DiskLow { .. } => "disk_low",
             Self::PoolUnknown { .. } => "pool_unknown",
             Self::BadSpec { .. } => "bad_spec",
             Self::BadSource { .. } => "bad_source",
+            Self::BadConfig { .. } => "bad_config",
             Self::BuildUnknown(_) => "build_unknown",
             Self::ArtifactUnknown { .. } => "artifact_unknown",
             Self::BuildOver(_) => "build_over",
@@ -70,9 +78,13 @@ impl Refused {
         match self {
             Self::QueueFull { .. } => Some("wait and try again, or raise `host.builds_max`".into()),
             Self::Stopping => Some("try again when it is back".into()),
+            Self::Draining => Some("`preheat resume` lets it go on".into()),
             Self::DiskLow { .. } => Some("free disk space, or lower `host.disk_free_min`".into()),
             Self::PoolUnknown { .. } => Some("name one with --pool or in .preheat.toml".into()),
             Self::BadSpec { hint, .. } | Self::BadSource { hint, .. } => hint.clone(),
+            Self::BadConfig { .. } => Some(
+                "correct it and reload; `preheat config check` on the daemon's host checks it first".into(),
+            ),
             Self::BuildUnknown(_) => Some("`preheat builds` lists them".into()),
             Self::ArtifactUnknown { id, .. } => Some(format!("`preheat artifacts {id}` lists them")),
             Self::BuildOver(_) => None,
@@ -82,7 +94,14 @@ impl Refused {
 
     /// As it goes over HTTP.
     pub fn view(&self) -> ErrorView {
-        ErrorView { code: self.code().into(), message: self.to_string(), hint: self.hint() }
+        let mistakes = match self {
+            Self::BadConfig { mistakes } => mistakes.clone(),
+            Self::QueueFull { .. } | Self::Stopping | Self::Draining | Self::DiskLow { .. } => Vec::new(),
+            Self::PoolUnknown { .. } | Self::BadSpec { .. } | Self::BadSource { .. } => Vec::new(),
+            Self::BuildUnknown(_) | Self::ArtifactUnknown { .. } | Self::BuildOver(_) => Vec::new(),
+            Self::Internal(_) => Vec::new(),
+        };
+        ErrorView { code: self.code().into(), message: self.to_string(), hint: self.hint(), mistakes }
     }
 }
 
@@ -129,7 +148,21 @@ pub trait Service: Send + Sync + 'static {
     /// Every VM of ours.
     fn vms(&self) -> Vec<VmView>;
 
-    /// Whether builds are served: the journal answers, the daemon is not stopping. An `Err` says why not.
+    /// What the daemon does as a whole.
+    fn status(&self) -> StatusView;
+
+    /// Takes no more builds, begins none, and takes away VMs that no build has; a restart does not end that. The answer
+    /// comes when that has begun. Asked again, the answer is the same.
+    fn drain(&self) -> BoxFuture<'_, Result<StatusView, Refused>>;
+
+    /// Goes on after [`drain`](Self::drain).
+    fn resume(&self) -> BoxFuture<'_, Result<StatusView, Refused>>;
+
+    /// Reads the configuration anew and puts it into force, as far as that goes without a restart. With a mistake in it,
+    /// nothing changes.
+    fn reload(&self) -> BoxFuture<'_, Result<ReloadView, Refused>>;
+
+    /// Whether builds are served: the daemon is neither drained nor stopping. An `Err` says why not.
     fn ready(&self) -> Result<(), String>;
 
     /// The metrics in Prometheus' text format.

@@ -89,9 +89,9 @@ fn kind(headers: &HeaderMap) -> Result<Kind, ApiError> {
 /// What is too large by its own word need not be read.
 fn declared_length(headers: &HeaderMap, app: &App) -> Result<(), ApiError> {
     let declared = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    let max = app.options.source_max.0.saturating_add(SPEC_BYTES_MAX as u64 + FORM_BYTES_SLACK);
+    let max = (app.options.source_max)().0.saturating_add(SPEC_BYTES_MAX as u64 + FORM_BYTES_SLACK);
     if declared.is_some_and(|bytes| bytes > max) {
-        Err(source_too_large(app.options.source_max))
+        Err(source_too_large((app.options.source_max)()))
     } else {
         Ok(())
     }
@@ -100,10 +100,10 @@ fn declared_length(headers: &HeaderMap, app: &App) -> Result<(), ApiError> {
 async fn plain(app: &App, request: Request) -> Result<tempfile::TempPath, ApiError> {
     let limits = app.options.limits;
     // A little more than allowed is let through, so that it is `Incoming` that says which bound was met.
-    let meter = Meter::new(app.options.source_max.0.saturating_add(FORM_BYTES_SLACK));
+    let meter = Meter::new((app.options.source_max)().0.saturating_add(FORM_BYTES_SLACK));
     let deadline = Deadline::after(limits.body_whole);
     let mut body = metered(request.into_body(), meter.clone(), limits.body_idle, deadline);
-    let mut incoming = Incoming::create(&app.service.spool(), app.options.source_max)?;
+    let mut incoming = Incoming::create(&app.service.spool(), (app.options.source_max)())?;
     while let Some(piece) = body.next().await {
         incoming.write(&piece.map_err(|e| meter.error("source", e.to_string()))?).await?;
     }
@@ -126,10 +126,10 @@ async fn form(app: &App, request: Request) -> Result<(SubmitSpec, tempfile::Temp
     };
     let first = form.next_field().await.map_err(broken)?.filter(|f| f.name() == Some("spec"));
     let spec = read_spec(first.ok_or_else(wrong)?, &meter).await?;
-    meter.grant(app.options.source_max.0);
+    meter.grant((app.options.source_max)().0);
     let second = form.next_field().await.map_err(broken)?.filter(|f| f.name() == Some("source"));
     let mut field = second.ok_or_else(wrong)?;
-    let mut incoming = Incoming::create(&app.service.spool(), app.options.source_max)?;
+    let mut incoming = Incoming::create(&app.service.spool(), (app.options.source_max)())?;
     while let Some(piece) = field.chunk().await.map_err(broken)? {
         incoming.write(&piece).await?;
     }

@@ -279,6 +279,88 @@ pub struct VmView {
     pub pid: Option<u32>,
 }
 
+/// What the daemon does as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DaemonState {
+    /// Builds are taken and run.
+    Serving,
+    /// No builds are taken or begun; some still run, or VMs are on their way out.
+    Draining,
+    /// The same, and nothing runs any more: no VM is left.
+    Drained,
+    /// It ends.
+    Stopping,
+}
+
+impl DaemonState {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// `GET /api/v1/status`, and the answer of `POST /api/v1/drain` and `/api/v1/resume`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusView {
+    pub state: DaemonState,
+    /// Builds that hold a VM, or whose result is being written down.
+    pub builds_running: u32,
+    /// Builds that wait.
+    pub builds_waiting: u32,
+    /// VMs that are there, but for those that are quarantined.
+    pub vms: u32,
+    /// VMs that could not be removed.
+    pub vms_quarantined: u32,
+    pub config: ConfigView,
+}
+
+/// Which configuration is in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigView {
+    /// When it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loaded_ms: Option<UnixMillis>,
+    /// The files that are read, or looked for in vain.
+    pub files: Vec<String>,
+    /// When a later one was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_ms: Option<UnixMillis>,
+    /// Why it was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mistakes: Vec<String>,
+}
+
+/// The answer of `POST /api/v1/config/reload`: what differs, and how it applies.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadView {
+    pub changes: Vec<ChangeView>,
+    pub pools_added: Vec<String>,
+    /// Their idle VMs go at once, those in use when their build is over.
+    pub pools_removed: Vec<String>,
+    /// Builds that waited for a pool that was removed: they end in `error`.
+    pub builds_ended: u32,
+    pub warnings: Vec<String>,
+}
+
+/// One key that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeView {
+    pub key: String,
+    /// As it would be written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// `live`: from now on; `new_vms`: idle VMs are replaced, those in use end as they began; `restart`: not before one.
+    pub applies: String,
+}
+
 /// Every answer that is not 2xx.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -293,4 +375,7 @@ pub struct ErrorView {
     pub message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// Each thing that is wrong, where it is more than one: `bad_config`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mistakes: Vec<String>,
 }

@@ -24,7 +24,7 @@ use super::state::{self, Budget, Effect, Event, Outcome, State};
 use crate::api::service::Ticket;
 use crate::api::wire::Claim;
 use crate::clock::UnixMillis;
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::ids::BuildId;
 use crate::pool::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
 use crate::store::{BuildRecord, Store, StoreError};
@@ -53,7 +53,7 @@ pub enum BuildMessage {
 /// What every build needs.
 #[derive(Clone)]
 pub struct BuildContext {
-    pub config: Arc<Config>,
+    pub config: Live,
     pub pool: PoolHandle,
     pub store: Store,
     pub live: LiveBuilds,
@@ -132,7 +132,7 @@ impl Actor for BuildActor {
         let BuildArguments { context, mut record, secrets, go_on, ticket } = args;
         let phases = Stopwatch::over(&mut record);
         record.running = go_on;
-        let (log, head) = open_log(&context.config, record.id, &secrets)?;
+        let (log, head) = open_log(&context.config.get(), record.id, &secrets)?;
         let (publish, changed) = watch::channel(record.clone());
         let handle = BuildHandle { actor: me.clone() };
         context.live.enter(record.id, LiveBuild { record: changed, log: head, handle });
@@ -171,6 +171,10 @@ impl Actor for BuildActor {
             BuildMessage::Pool(LeaseEvent::GuestDead(vm)) => life.guest_dead(&me, &vm.to_string()),
             BuildMessage::Pool(LeaseEvent::NotAdopted(why)) => {
                 life.step(&me, Event::NotAdopted(format!("the daemon was restarted, and {why}")));
+            }
+            BuildMessage::Pool(LeaseEvent::PoolGone) => {
+                let pool = &life.record.spec.pool;
+                life.step(&me, Event::PoolGone(format!("there is no pool `{pool}` any more")));
             }
             BuildMessage::TearDownLate(vm) => life.guest_dead(&me, &vm),
             BuildMessage::Progress(progress) => life.progress(progress),
@@ -326,7 +330,7 @@ impl BuildLife {
 
     fn work(&mut self, me: &ActorRef<BuildMessage>, from: Option<Place>) {
         let (Some(lease), Some(log)) = (&self.lease, self.log.clone()) else { return };
-        let config = &self.context.config;
+        let config = &self.context.config.get();
         let probe_timeout = config.pools.get(&self.record.spec.pool).map(|pool| pool.probe_timeout);
         let work = Work {
             spec: self.record.spec.clone(),
@@ -409,7 +413,9 @@ impl BuildLife {
             drop(lease);
         })));
         if let Some(vm) = self.record.vm.clone() {
-            me.send_after(self.context.config.runtime.deadlines.stop, || BuildMessage::TearDownLate(vm));
+            me.send_after(self.context.config.get().runtime.deadlines.stop, || {
+                BuildMessage::TearDownLate(vm)
+            });
         }
     }
 
@@ -447,7 +453,7 @@ impl BuildLife {
         let verdict = Verdict { result, reason: self.record.reason.clone() };
         self.say(verdict.said());
         let (store, record, me) = (self.context.store.clone(), self.record.clone(), me.clone());
-        let sinks: Vec<String> = self.context.config.uploads.iter().map(|u| u.name.clone()).collect();
+        let sinks: Vec<String> = self.context.config.get().uploads.iter().map(|u| u.name.clone()).collect();
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             // The result stands when it is on disk, not before.
             while let Err(error) = store.finish(record.clone(), sinks.clone()).await {
@@ -470,7 +476,7 @@ impl BuildLife {
             BuildEnded { build: record.id, pool, result, reason, took }.emit();
         }
         self.announce();
-        std::fs::remove_file(self.context.config.home.spool().join(&record.source)).ok();
+        std::fs::remove_file(self.context.config.get().home.spool().join(&record.source)).ok();
         self.context.live.remove(record.id);
         (self.context.uploads)();
         self.log = None;

@@ -18,6 +18,13 @@ pub struct LiveBuild {
     pub handle: BuildHandle,
 }
 
+impl LiveBuild {
+    /// A build whose actor has failed says nothing more, and is not waited for.
+    fn runs(&self) -> bool {
+        self.record.has_changed().is_ok() && self.record.borrow().running
+    }
+}
+
 /// All of them. Each build's actor is the only one that enters and removes its own.
 #[derive(Clone, Default)]
 pub struct LiveBuilds {
@@ -43,6 +50,25 @@ impl LiveBuilds {
     /// All builds' numbers.
     pub fn ids(&self) -> Vec<BuildId> {
         self.with(|builds| builds.keys().copied().collect())
+    }
+
+    /// Builds that hold a VM, or whose result is on its way to the disk.
+    pub fn running(&self) -> usize {
+        self.with(|builds| builds.values().filter(|build| build.runs()).count())
+    }
+
+    /// Builds that are not over.
+    pub fn count(&self) -> usize {
+        self.with(|builds| builds.len())
+    }
+
+    /// Waits until none [runs](Self::running). For waits that have a deadline around them, while no build gets a VM.
+    pub async fn idle(&self) {
+        let next = || self.with(|builds| builds.values().find(|build| build.runs()).cloned());
+        while let Some(mut build) = next() {
+            // An error says that its actor has ended, and then it runs no more.
+            build.record.wait_for(|record| !record.running).await.ok();
+        }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut HashMap<BuildId, LiveBuild>) -> T) -> T {

@@ -64,6 +64,8 @@ pub enum Event {
     WorkEnded(Outcome),
     GuestDead,
     CancelAsked,
+    /// Its pool is no more: nothing can run it.
+    PoolGone(String),
 }
 
 /// What is to be done.
@@ -116,6 +118,9 @@ pub fn step(state: State, event: Event, budget: Budget) -> Result<(State, Effect
         // ## Waiting => Working | Over
         (State::Waiting, Event::Granted) => Ok((State::Working, Effect::Work)),
         (State::Waiting, Event::CancelAsked) => Ok((State::Over, cancelled())),
+        (State::Waiting, Event::PoolGone(why)) => {
+            Ok((State::Over, Effect::Finish(BuildResult::Error, Some(why))))
+        }
         // ## Adopting => Working | Waiting | TearingDown | Over
         (State::Adopting, Event::Granted) => Ok((State::Working, Effect::GoOn)),
         (State::Adopting, Event::NotAdopted(why)) => Ok(after(Outcome::SystemFault(why), budget)),
@@ -189,6 +194,7 @@ mod tests {
             Just(Event::GuestDead),
             Just(Event::CancelAsked),
             Just(Event::NotAdopted("gone".into())),
+            Just(Event::PoolGone("gone".into())),
         ]
     }
 

@@ -17,6 +17,8 @@ Examples:
   preheat submit app.tar.gz                      submit only; prints the build's number
   preheat logs -f 17                             follow a build's log
   preheat ssh 17                                 a shell in the VM of a running build
+  preheat drain --wait --timeout 2h              empty this host for maintenance; `preheat resume` goes on
+  preheat reload                                 follow a changed preheat.toml without a restart
   preheat doctor                                 what is wrong with this host, and how to mend it
 ";
 
@@ -132,6 +134,45 @@ pub enum Command {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Show what the daemon does: serving, draining, drained or stopping; how many builds and VMs there are.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Empty the daemon, as for maintenance of its host.
+    ///
+    /// New builds are refused, those that wait go on waiting, those that run go on to their end, and every VM that no build
+    /// has is taken away. Drained, the daemon has no VM left, and a restart of it does not end that: `preheat resume` does.
+    #[command(after_help = EXIT_CODES)]
+    Drain {
+        /// Wait until nothing runs and no VM is left.
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait; then exit with 5. The daemon goes on draining.
+        #[arg(long, requires = "wait", value_parser = humantime::parse_duration, value_name = "TIME")]
+        timeout: Option<Duration>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go on after `preheat drain`: take builds, begin those that wait, keep VMs warm.
+    Resume {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the daemon read its configuration anew, as SIGHUP does.
+    ///
+    /// What can change while it runs does so at once; where new VMs are needed, idle ones are replaced one by one and those
+    /// in use end as they began; what needs a restart is named and stays as it was. With a mistake in it nothing changes:
+    /// every mistake is named, and the exit code is 2.
+    #[command(after_help = EXIT_CODES)]
+    Reload {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Check this host: what is wrong, and how to mend it.
     ///
     /// Exits with 0 when nothing fails, with 3 otherwise.
@@ -227,6 +268,10 @@ impl Command {
             | Self::Artifacts { json, .. }
             | Self::Pool { json }
             | Self::Vms { json }
+            | Self::Status { json }
+            | Self::Drain { json, .. }
+            | Self::Resume { json }
+            | Self::Reload { json }
             | Self::Doctor { json, .. } => *json,
             // Its JSON is one object a line; an error among them would be taken for one.
             Self::Logs { .. } => false,

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 use crate::api::token::Token;
-use crate::api::wire::{BuildView, ErrorBody, ErrorView, SubmitSpec};
+use crate::api::wire::{BuildView, ErrorBody, ErrorView, StatusView, SubmitSpec};
 use crate::ids::BuildId;
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -148,6 +148,23 @@ impl Client {
         self.send(request).await?.json().await.map_err(|e| self.unreachable(&e))
     }
 
+    /// What the daemon does as a whole.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn status(&self) -> Result<StatusView, Failure> {
+        self.get(&["api", "v1", "status"], &[]).await
+    }
+
+    /// Asks for something that concerns the whole daemon.
+    ///
+    /// # Errors
+    /// When it is refused, or there is no answer within `limit`.
+    pub async fn post<T: DeserializeOwned>(&self, parts: &[&str], limit: Duration) -> Result<T, Failure> {
+        let request = self.request(Method::POST, parts).timeout(limit);
+        self.send(request).await?.json().await.map_err(|e| self.unreachable(&e))
+    }
+
     /// Cancels a build.
     ///
     /// # Errors
@@ -230,6 +247,7 @@ async fn refusal(mut response: Response) -> Failure {
             code: "http".into(),
             message: format!("the answer was {status}"),
             hint: Some("what answers there may not be preheat: check --url".into()),
+            mistakes: Vec::new(),
         });
     Failure::Refused { status: status.as_u16(), view }
 }

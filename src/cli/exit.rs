@@ -18,7 +18,7 @@ pub enum Exit {
     System = 3,
     /// The build was cancelled.
     Cancelled = 4,
-    /// The build or one of its steps ran out of time.
+    /// The build or one of its steps ran out of time, or what was waited for did not happen in time.
     TimedOut = 5,
 }
 
@@ -30,7 +30,7 @@ Exit codes:
   2  bad usage: wrong flags, a missing folder, a refused description
   3  the system failed: no daemon, a fault of a VM or of the host
   4  the build was cancelled
-  5  the build timed out";
+  5  the build timed out, or `drain --wait` did";
 
 impl Exit {
     /// How `run` ends for a build that ended so.

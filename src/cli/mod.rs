@@ -13,6 +13,7 @@ pub mod exit;
 pub mod follow;
 pub mod lists;
 pub mod logs;
+pub mod operate;
 pub mod parts;
 pub mod problem;
 pub mod progress;
@@ -59,8 +60,9 @@ fn dispatch(args: Args) -> Result<Exit, Problem> {
         })?;
     }
     if let Command::Serve { config } = &args.command {
-        let config = configuration::load(config.as_deref())?.config;
-        runtime(tokio::runtime::Builder::new_multi_thread())?.block_on(parts::serve(config))?;
+        let loaded = configuration::load(config.as_deref())?;
+        let served = parts::serve(loaded, config.as_deref());
+        runtime(tokio::runtime::Builder::new_multi_thread())?.block_on(served)?;
         return Ok(Exit::Success);
     }
     if let Command::Config { command } = &args.command {
@@ -94,6 +96,10 @@ async fn ask(args: Args) -> Result<Exit, Problem> {
         Command::Artifacts { build, out, json } => artifacts::command(&client, build, out, json).await,
         Command::Pool { json } => lists::pools(&client, json).await,
         Command::Vms { json } => lists::vms(&client, json).await,
+        Command::Status { json } => operate::status(&client, json).await,
+        Command::Drain { wait, timeout, json } => operate::drain(&client, wait, timeout, json).await,
+        Command::Resume { json } => operate::resume(&client, json).await,
+        Command::Reload { json } => operate::reload(&client, json).await,
         Command::Ssh { vm, config, command } => ssh::command(&client, &vm, config.as_deref(), &command).await,
         // Done above, without a daemon.
         Command::Serve { .. } | Command::Config { .. } | Command::Doctor { .. } => Ok(Exit::Success),

@@ -87,9 +87,16 @@ pub fn control_socket() -> PathBuf {
 ///
 /// # Errors
 /// Why it does not run, or no longer.
-pub async fn serve(config: Config) -> Result<(), Problem> {
-    logging::install(&config.log).map_err(|e| Problem::usage(e.to_string()))?;
-    supervisor::run(config).await.map_err(|error| {
+pub async fn serve(loaded: Loaded, file: Option<&Path>) -> Result<(), Problem> {
+    let wrong = |e: &dyn std::fmt::Display| Problem::usage(e.to_string());
+    let filter = logging::install(&loaded.config.log).map_err(|e| wrong(&e))?;
+    // What the first one was read from: the same file, the same host, the same environment.
+    let inputs = Inputs::of_process(file).map_err(|e| wrong(&e))?;
+    let follow = move |config: &Config| {
+        // It parses: the configuration would be refused otherwise.
+        filter.set(&config.log.filter).ok();
+    };
+    supervisor::run(loaded, Arc::new(move || load::load(&inputs)), Box::new(follow)).await.map_err(|error| {
         let problem = Problem::system(chain(&error));
         match error.hint() {
             Some(hint) => problem.hint(hint),

@@ -12,17 +12,25 @@ pub struct Problem {
     pub code: String,
     pub what: String,
     pub hint: Option<String>,
+    /// Each thing that is wrong, where it is more than one.
+    pub mistakes: Vec<String>,
 }
 
 impl Problem {
     /// The user's.
     pub fn usage(what: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, code: "usage".into(), what: what.into(), hint: None }
+        Self { exit: Exit::Usage, code: "usage".into(), what: what.into(), hint: None, mistakes: Vec::new() }
     }
 
     /// The system's.
     pub fn system(what: impl Into<String>) -> Self {
-        Self { exit: Exit::System, code: "system".into(), what: what.into(), hint: None }
+        Self {
+            exit: Exit::System,
+            code: "system".into(),
+            what: what.into(),
+            hint: None,
+            mistakes: Vec::new(),
+        }
     }
 
     /// With what to do about it.
@@ -42,18 +50,21 @@ impl Problem {
     /// What the daemon refused. Its word decides whose fault it is.
     pub fn refused(status: u16, view: ErrorView) -> Self {
         let exit = if status >= 500 || status == 429 || status == 408 { Exit::System } else { Exit::Usage };
-        Self { exit, code: view.code, what: view.message, hint: view.hint }
+        Self { exit, code: view.code, what: view.message, hint: view.hint, mistakes: view.mistakes }
     }
 
     /// For people to stderr, and with `json` for programs to stdout.
     pub fn print(&self, json: bool) {
+        for mistake in &self.mistakes {
+            super::say(&clean(mistake));
+        }
         super::say(&format!("error: {}", clean(&self.what)));
         if let Some(hint) = &self.hint {
             super::say(&format!("hint: {}", clean(hint)));
         }
         if json {
-            let view =
-                ErrorView { code: self.code.clone(), message: self.what.clone(), hint: self.hint.clone() };
+            let Self { code, what, hint, mistakes, exit: _ } = self.clone();
+            let view = ErrorView { code, message: what, hint, mistakes };
             super::out_json(&ErrorBody { error: view }).ok();
         }
     }

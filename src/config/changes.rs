@@ -1,7 +1,7 @@
 //! What differs between two configurations, and what it takes to apply it. Every field is taken apart by name, so that a new
 //! key does not compile until somebody has decided.
 
-use super::{Api, Builds, Config, Host, Log, Network, Pool, RuntimeConfig, VerbDeadlines};
+use super::{Api, Builds, Config, Host, Log, Network, Pool, RuntimeConfig, Stop, VerbDeadlines};
 use crate::ids::PoolName;
 
 /// What it takes to apply a change.
@@ -13,6 +13,17 @@ pub enum Applies {
     NewVms,
     /// The daemon must be restarted.
     Restart,
+}
+
+impl Applies {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::NewVms => "new_vms",
+            Self::Restart => "restart",
+        }
+    }
 }
 
 /// One key that differs; [`super::Loaded::value`] has what it was and what it is.
@@ -44,6 +55,12 @@ impl Changes {
         self.changed.iter().filter(|c| c.applies == Applies::Restart)
     }
 
+    /// Whether a key, or what is below it, does not apply before the daemon is restarted.
+    pub fn is_held_back(&self, key: &str) -> bool {
+        self.need_restart()
+            .any(|c| key.strip_prefix(&c.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    }
+
     /// Pools whose idle VMs must be replaced, each once.
     pub fn pools_to_roll(&self) -> Vec<PoolName> {
         let rolled = self.changed.iter().filter(|c| c.applies == Applies::NewVms);
@@ -65,7 +82,7 @@ impl Changes {
 pub fn diff(old: &Config, new: &Config) -> Changes {
     use Applies::{Live, Restart};
     let mut changes = Changes::default();
-    let Config { home, host, runtime, api, builds, pools, uploads, log } = old;
+    let Config { home, host, runtime, api, builds, stop, pools, uploads, log } = old;
     changes.note("", "home", (home, &new.home), Restart);
     of_host(&mut changes, host, &new.host);
     of_runtime(&mut changes, runtime, &new.runtime);
@@ -74,6 +91,8 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     changes.note("api", "source_max", (source_max, &new.api.source_max), Live);
     changes.note("api", "token_file", (token_file, &new.api.token_file), Restart);
     of_builds(&mut changes, builds, &new.builds);
+    let Stop { drain_timeout } = stop;
+    changes.note("stop", "drain_timeout", (drain_timeout, &new.stop.drain_timeout), Live);
     changes.note("", "upload", (uploads, &new.uploads), Live);
     let Log { filter, json } = log;
     changes.note("log", "filter", (filter, &new.log.filter), Live);
@@ -86,6 +105,18 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     }
     changes.pools_added = new.pools.keys().filter(|name| !pools.contains_key(name)).cloned().collect();
     changes
+}
+
+/// The configuration that is put into force when `new` was read while `old` is: what needs a restart stays as it was.
+pub fn held_back(old: &Config, new: Config) -> Config {
+    let mut now = new;
+    now.home.clone_from(&old.home);
+    now.runtime.program.clone_from(&old.runtime.program);
+    now.runtime.tart_home.clone_from(&old.runtime.tart_home);
+    now.api.listen = old.api.listen;
+    now.api.token_file.clone_from(&old.api.token_file);
+    now.log.json = old.log.json;
+    now
 }
 
 fn of_host(changes: &mut Changes, old: &Host, new: &Host) {

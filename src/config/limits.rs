@@ -105,6 +105,8 @@ pub const BUILD_TIMEOUT: Bound =
 pub const RETRIES: Bound = count(0, 10, "what fails that often will fail again");
 /// `builds.kill_grace`
 pub const KILL_GRACE: Bound = millis(0, 10 * MINUTE, "a build that was cancelled holds its VM for so long");
+/// `stop.drain_timeout`
+pub const DRAIN_TIMEOUT: Bound = millis(0, DAY, "whoever stops the daemon waits for its end");
 /// `builds.log_max`
 pub const LOG_MAX: Bound =
     bytes(64 * KIB, 64 * GIB, "a log should hold a failure's text, and must fit on the disk");

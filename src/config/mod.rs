@@ -15,6 +15,7 @@ pub mod changes;
 pub mod file;
 pub mod found;
 pub mod limits;
+pub mod live;
 pub mod load;
 pub mod mistake;
 mod pools;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ids::PoolName;
+pub use live::Live;
 pub use load::{Inputs, Loaded};
 pub use mistake::{Mistake, Mistakes, Origin};
 pub use units::ByteSize;
@@ -87,6 +89,7 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     pub api: Api,
     pub builds: Builds,
+    pub stop: Stop,
     pub pools: BTreeMap<PoolName, Pool>,
     pub uploads: Vec<Upload>,
     pub log: Log,
@@ -155,6 +158,13 @@ pub struct Builds {
     pub artifacts_max: ByteSize,
     /// Ended builds that are kept, newest first.
     pub keep: u32,
+}
+
+/// How the daemon ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// From the first signal to stop: so long builds that run may go on to their end.
+    pub drain_timeout: Duration,
 }
 
 /// How a VM reaches the network.

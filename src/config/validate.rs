@@ -12,7 +12,9 @@ use super::limits as bound;
 use super::mistake::Mistakes;
 use super::rules::{self, Folders};
 use super::walk::{Findings, Section, Walk};
-use super::{Api, Builds, Config, Home, Host, Log, RuntimeConfig, Upload, UploadSink, VerbDeadlines, pools};
+use super::{
+    Api, Builds, Config, Home, Host, Log, RuntimeConfig, Stop, Upload, UploadSink, VerbDeadlines, pools,
+};
 
 /// The word for "no file" and "no script".
 pub const NONE: &str = "none";
@@ -38,6 +40,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
     let runtime = runtime(root.table("runtime"), folders);
     let api = api(root.table("api"), folders);
     let builds = builds(root.table("builds"));
+    let stop = stop(root.table("stop"));
     let log = log(root.table("log"));
     let (defaults, _) = root.raw_table("pool_defaults", "[pool_defaults]");
     let defaults = defaults.unwrap_or_default();
@@ -52,6 +55,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
         runtime: runtime?,
         api: api?,
         builds: builds?,
+        stop: stop?,
         pools: pools?,
         uploads: uploads?,
         log: log?,
@@ -162,6 +166,12 @@ fn builds(mut s: Section<'_>) -> Option<Builds> {
         artifacts_max: artifacts_max?,
         keep: keep?,
     })
+}
+
+fn stop(mut s: Section<'_>) -> Option<Stop> {
+    let drain_timeout = s.duration("drain_timeout", &bound::DRAIN_TIMEOUT);
+    s.end();
+    Some(Stop { drain_timeout: drain_timeout? })
 }
 
 fn log(mut s: Section<'_>) -> Option<Log> {

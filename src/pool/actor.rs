@@ -1,6 +1,6 @@
 //! The pool's actor: write what happened into the books, ask `policy` what to do, do it, publish.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
-use super::ledger::{Adoption, Ledger, Stage, Waiting};
+use super::ledger::{Adoption, Drain, Ledger, Stage, Waiting};
 use super::policy::{self, Decision};
 use super::recipe::recipe;
 use super::snapshot::{self, PoolSnapshot};
 use crate::clock::{self, Instant, UnixMillis};
-use crate::config::Config;
+use crate::config::{Config, Pool};
 use crate::guest::{Channel, Connector};
 use crate::host;
 use crate::ids::{BuildId, Generation, PoolName};
@@ -24,6 +24,7 @@ use crate::telemetry::events::{
     ActorRestarted, AdoptionEnd, PoolTroubled, RetireReason, StaleReport, VmAdopted, VmCreated,
 };
 use crate::vm::actor::{self as vm_actor, Begin, VmArguments};
+use crate::vm::birth::Recipe;
 use crate::vm::handle::{Reporter, VmCommand, VmHandle, VmReport};
 use crate::vm::state::{VmPhase, VmStateName};
 
@@ -52,9 +53,18 @@ pub enum PoolMessage {
     Vm(VmName, VmReport),
     /// VMs that could not be removed are to be tried again.
     RetryQuarantined,
-    Image(PoolName, Result<ImageInfo, Fault>),
+    /// What the image of a pool is, by the pool's edition that named it.
+    Image(PoolName, u32, Result<ImageInfo, Fault>),
     Disk(Option<host::Disk>),
     Tick,
+    /// Another configuration is in force; answered with how many builds waited for a pool that is no more.
+    Follow {
+        config: Arc<Config>,
+        roll: Vec<PoolName>,
+        reply: RpcReplyPort<usize>,
+    },
+    /// Empties the pool, or lets it go on; answered when the snapshot says so.
+    Drain(Option<Drain>, RpcReplyPort<()>),
     Stop(RpcReplyPort<()>),
 }
 
@@ -70,6 +80,8 @@ pub struct PoolArguments {
     /// Told of each generation before it is used.
     pub note_generation: Arc<dyn Fn(Generation) + Send + Sync>,
     pub publish: watch::Sender<Arc<PoolSnapshot>>,
+    /// As an earlier run of the daemon left it.
+    pub draining: Option<Drain>,
 }
 
 /// The actor. Its state is in [`PoolBooks`].
@@ -78,6 +90,8 @@ pub struct PoolManager;
 /// What the pool's actor knows.
 pub struct PoolBooks {
     args: PoolArguments,
+    /// What VMs are made from, by pool; also of pools that are closed.
+    shapes: BTreeMap<PoolName, Pool>,
     ledger: Ledger,
     handles: HashMap<VmName, VmHandle>,
     channels: HashMap<VmName, Arc<dyn Channel>>,
@@ -90,6 +104,8 @@ pub struct PoolBooks {
     disk_asked: Option<AbortOnDropHandle<()>>,
     timer: Option<AbortOnDropHandle<()>>,
     stop: Vec<RpcReplyPort<()>>,
+    /// Answered with the next snapshot.
+    published: Vec<RpcReplyPort<()>>,
     generation: u64,
 }
 
@@ -103,9 +119,11 @@ impl Actor for PoolManager {
         me: ActorRef<PoolMessage>,
         args: PoolArguments,
     ) -> Result<PoolBooks, ActorProcessingErr> {
-        let ledger = Ledger::new(&args.config, args.first);
+        let mut ledger = Ledger::new(&args.config, args.first);
+        ledger.draining = args.draining;
         me.cast(PoolMessage::Tick)?;
         let mut books = PoolBooks {
+            shapes: args.config.pools.clone(),
             args,
             ledger,
             adopted: HashMap::new(),
@@ -117,6 +135,7 @@ impl Actor for PoolManager {
             disk_asked: None,
             timer: None,
             stop: Vec::new(),
+            published: Vec::new(),
             generation: 0,
         };
         books.adopt_all(&me).await?;
@@ -133,7 +152,8 @@ impl Actor for PoolManager {
             PoolMessage::Claim { build, .. } => Some(*build),
             PoolMessage::Withdraw(_) | PoolMessage::Return { .. } | PoolMessage::Vm(..) => None,
             PoolMessage::RetryQuarantined | PoolMessage::TakeUp { .. } => None,
-            PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick | PoolMessage::Stop(_) => None,
+            PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick => None,
+            PoolMessage::Follow { .. } | PoolMessage::Drain(..) | PoolMessage::Stop(_) => None,
         };
         books.hear(&me, message);
         books.settle(&me, claiming).await
@@ -170,6 +190,9 @@ pub async fn spawn(arguments: PoolArguments, supervisor: ActorCell) -> Result<Po
 impl PoolBooks {
     fn hear(&mut self, me: &ActorRef<PoolMessage>, message: PoolMessage) {
         match message {
+            PoolMessage::Claim { pool, lessee, .. } if !self.ledger.is_open(&pool) => {
+                lessee(LeaseEvent::PoolGone);
+            }
             PoolMessage::Claim { build, pool, since, lessee } => {
                 self.lessees.insert(build, lessee);
                 self.ledger.reclaim(Waiting { build, pool, since, asked: clock::now() });
@@ -191,13 +214,22 @@ impl PoolBooks {
                 let lost = self.ledger.vms.values().filter(|row| row.stage == Stage::Lost);
                 lost.for_each(|row| self.command(&row.name, VmCommand::Remove(RetireReason::Failed)));
             }
-            PoolMessage::Image(pool, answer) => self.image_answered(&pool, answer),
+            PoolMessage::Image(pool, edition, answer) => self.image_answered(&pool, edition, answer),
             PoolMessage::Disk(disk) => {
                 self.disk_asked = None;
                 let min = self.args.config.host.disk_free_min.0;
                 self.ledger.disk_low = disk.is_some_and(|disk| disk.free < min);
             }
             PoolMessage::Tick => self.look_at_disk(me),
+            PoolMessage::Follow { config, roll, reply } => {
+                let homeless = self.follow(config, &roll);
+                self.look_at_disk(me);
+                reply.send(homeless).ok();
+            }
+            PoolMessage::Drain(why, reply) => {
+                self.ledger.draining = why;
+                self.published.push(reply);
+            }
             PoolMessage::Stop(reply) => self.stop_all(reply),
         }
     }
@@ -375,7 +407,10 @@ impl PoolBooks {
         }
     }
 
-    fn image_answered(&mut self, pool: &PoolName, answer: Result<ImageInfo, Fault>) {
+    fn image_answered(&mut self, pool: &PoolName, edition: u32, answer: Result<ImageInfo, Fault>) {
+        if self.ledger.pools.get(pool).is_none_or(|row| row.edition != edition) {
+            return; // About an image that the pool had before.
+        }
         self.images_asked.remove(pool);
         match answer {
             Ok(info) => {
@@ -386,6 +421,35 @@ impl PoolBooks {
             }
             Err(fault) => self.pool_failed(pool, fault, false),
         }
+    }
+
+    /// Takes another configuration over, and tells VMs that stay what holds for them from now on.
+    fn follow(&mut self, config: Arc<Config>, roll: &[PoolName]) -> usize {
+        let homeless = self.ledger.follow(&config, roll);
+        self.images_asked.retain(|pool, _| !roll.contains(pool) && self.ledger.is_open(pool));
+        for build in &homeless {
+            if let Some(lessee) = self.lessees.remove(build) {
+                lessee(LeaseEvent::PoolGone);
+            }
+        }
+        self.shapes.extend(config.pools.clone());
+        self.args.config = config;
+        for row in self.ledger.vms.values() {
+            let current =
+                self.ledger.pools.get(&row.name.pool).is_some_and(|pool| pool.edition == row.edition);
+            let (Some(recipe), Some(handle)) = (self.recipe(&row.name), self.handles.get(&row.name)) else {
+                continue;
+            };
+            if current {
+                handle.follow(recipe);
+            }
+        }
+        homeless.len()
+    }
+
+    fn recipe(&self, vm: &VmName) -> Option<Recipe> {
+        let image = self.ledger.pools.get(&vm.pool).and_then(|row| row.image.as_ref());
+        Some(recipe(vm, self.shapes.get(&vm.pool)?, image, &self.args.config))
     }
 
     fn look_at_disk(&mut self, me: &ActorRef<PoolMessage>) {
@@ -400,7 +464,7 @@ impl PoolBooks {
     }
 
     fn look_at_images(&mut self, me: &ActorRef<PoolMessage>, now: Instant) {
-        if self.ledger.stopping {
+        if self.ledger.stopping || self.ledger.draining.is_some() {
             return;
         }
         for (pool, row) in &self.ledger.pools {
@@ -411,9 +475,10 @@ impl PoolBooks {
             }
             let (runtime, image, name, me) =
                 (self.args.runtime.clone(), config.image.clone(), pool.clone(), me.clone());
+            let edition = row.edition;
             let task = AbortOnDropHandle::new(tokio::spawn(async move {
                 let answer = runtime.image(&image).await;
-                me.cast(PoolMessage::Image(name, answer)).ok();
+                me.cast(PoolMessage::Image(name, edition, answer)).ok();
             }));
             self.images_asked.insert(pool.clone(), task);
         }
@@ -440,8 +505,13 @@ impl PoolBooks {
             self.perform(me, decision, claiming, now).await?;
         }
         self.look_at_images(me, now);
+        self.ledger.forget_closed();
+        self.shapes.retain(|pool, _| self.ledger.pools.contains_key(pool));
         self.ledger.audit()?;
         self.publish(now);
+        for reply in self.published.drain(..) {
+            reply.send(()).ok();
+        }
         self.arm(me, now);
         let busy = self.ledger.vms.values().any(|vm| vm.state != VmStateName::Quarantined);
         if self.ledger.stopping && !busy {
@@ -519,10 +589,8 @@ impl PoolBooks {
         let report: Reporter = Arc::new(move |vm, report| {
             told.cast(PoolMessage::Vm(vm.clone(), report)).ok();
         });
-        let pool = self.args.config.pools.get(&vm.pool).ok_or("a pool that is not configured")?;
-        let image = self.ledger.pools.get(&vm.pool).and_then(|row| row.image.clone());
         let arguments = VmArguments {
-            recipe: recipe(vm, pool, image.as_ref(), &self.args.config),
+            recipe: self.recipe(vm).ok_or("a pool that is not configured")?,
             runtime: self.args.runtime.clone(),
             connector: self.args.connector.clone(),
             report,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ledger::{HostFull, Ledger, Stage};
+use super::ledger::{Drain, HostFull, Ledger, Stage};
 use crate::clock::Instant;
 use crate::ids::BuildId;
 
@@ -23,6 +23,8 @@ pub enum Wait {
     DiskLow,
     /// The image is being looked at.
     Image { pool: String },
+    /// An operator drained the daemon.
+    Draining,
     /// The daemon stops.
     Stopping,
 }
@@ -47,7 +49,8 @@ impl fmt::Display for Wait {
             }
             Self::DiskLow => f.write_str("disk space: less is free than host.disk_free_min"),
             Self::Image { pool } => write!(f, "the image of pool `{pool}` to be looked at"),
-            Self::Stopping => f.write_str("nothing: the daemon is stopping"),
+            Self::Draining => f.write_str("`preheat resume`: the daemon is drained"),
+            Self::Stopping => f.write_str("the next start: the daemon is stopping"),
         }
     }
 }
@@ -60,6 +63,11 @@ pub fn waits_for(ledger: &Ledger, build: BuildId, now: Instant) -> Option<Wait> 
     let pool = name.to_string();
     if ledger.stopping {
         return Some(Wait::Stopping);
+    }
+    match ledger.draining {
+        Some(Drain::Asked) => return Some(Wait::Draining),
+        Some(Drain::Ending) => return Some(Wait::Stopping),
+        None => {}
     }
     if let Some(trouble) = row.trouble.current() {
         let seconds = trouble.next_try.saturating_duration_since(now).as_secs();

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ractor::rpc::CallResult;
 use ractor::{ActorRef, RpcReplyPort};
 use tokio::sync::watch;
 
 use super::actor::PoolMessage;
+use super::ledger::Drain;
 use super::snapshot::PoolSnapshot;
 use crate::clock::UnixMillis;
+use crate::config::Config;
 use crate::guest::Channel;
 use crate::ids::{BuildId, PoolName};
 use crate::runtime::VmName;
@@ -21,6 +24,8 @@ pub enum LeaseEvent {
     NotAdopted(String),
     /// The guest of a VM that the build gave back is dead.
     GuestDead(VmName),
+    /// The pool that it asked for is not there any more; it waits no longer.
+    PoolGone,
 }
 
 /// Where a build hears from the pool. Called from the pool's actor; it must not wait.
@@ -81,6 +86,21 @@ impl PoolHandle {
     /// Tries again to remove what could not be removed.
     pub fn retry_quarantined(&self) {
         self.cast(PoolMessage::RetryQuarantined);
+    }
+
+    /// Empties the pool, or lets it go on. Returns when the snapshot says so, or `limit` has passed.
+    pub async fn drain(&self, why: Option<Drain>, limit: Duration) {
+        self.actor.call(|reply| PoolMessage::Drain(why, reply), Some(limit)).await.ok();
+    }
+
+    /// Follows another configuration; VMs of the pools in `roll` are replaced. Answers how many builds waited for a pool that
+    /// is no more, or `None` when the pool does not answer within `limit`.
+    pub async fn follow(&self, config: Arc<Config>, roll: Vec<PoolName>, limit: Duration) -> Option<usize> {
+        let asked = self.actor.call(|reply| PoolMessage::Follow { config, roll, reply }, Some(limit));
+        match asked.await {
+            Ok(CallResult::Success(homeless)) => Some(homeless),
+            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => None,
+        }
     }
 
     /// Takes every VM away and starts none; returns when that is done or `limit` has passed.

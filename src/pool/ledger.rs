@@ -56,18 +56,32 @@ pub enum HostFull {
 pub struct Host {
     max: Load,
     used: Load,
+    /// What the bounds were when what is in use was granted: lowering a bound stops nothing that runs.
+    granted: Load,
 }
 
 impl Host {
     /// From the configuration. What it does not bound is bounded by the type.
     pub fn new(config: &config::Host) -> Self {
-        let max = Load {
+        let mut host = Self { max: Load::default(), used: Load::default(), granted: Load::default() };
+        host.bound(config);
+        host
+    }
+
+    /// Takes other bounds over. What runs goes on, and nothing starts until it fits again.
+    pub fn bound(&mut self, config: &config::Host) {
+        self.max = Load {
             vms: config.vms.into(),
             macos_guests: config.macos_guests.into(),
             cores: config.cores.map_or(u32::MAX, u32::from),
             memory_mib: config.memory.map_or(u64::MAX, |m| m.0 >> 20),
         };
-        Self { max, used: Load::default() }
+        self.note_granted();
+    }
+
+    fn note_granted(&mut self) {
+        self.granted.vms = self.max.vms.max(self.used.vms);
+        self.granted.macos_guests = self.max.macos_guests.max(self.used.macos_guests);
     }
 
     /// Whether one more VM of this load may run.
@@ -106,6 +120,7 @@ impl Host {
         self.used.macos_guests -= load.macos_guests;
         self.used.cores -= load.cores;
         self.used.memory_mib -= load.memory_mib;
+        self.note_granted();
     }
 }
 
@@ -127,6 +142,8 @@ pub enum Stage {
 pub struct VmRow {
     pub name: VmName,
     pub stage: Stage,
+    /// The pool's edition that it was made from.
+    pub edition: u32,
     permit: Option<Permit>,
     /// What its actor last said, for the snapshot.
     pub state: VmStateName,
@@ -158,6 +175,10 @@ pub struct PoolRow {
     pub warm: u16,
     pub max: u16,
     pub max_age: Duration,
+    /// Changes with what a VM is made from; VMs of another edition are outdated.
+    pub edition: u32,
+    /// It is no longer configured: it has no slots, and is forgotten with its last VM.
+    pub closed: bool,
     cpu: Option<u16>,
     memory_mib: Option<u64>,
     /// Unknown until the runtime was asked; without it nothing is cloned.
@@ -166,6 +187,20 @@ pub struct PoolRow {
 }
 
 impl PoolRow {
+    pub(super) fn new(pool: &config::Pool, edition: u32) -> Self {
+        Self {
+            warm: pool.warm,
+            max: pool.max,
+            max_age: pool.max_age,
+            edition,
+            closed: false,
+            cpu: pool.cpu,
+            memory_mib: pool.memory.map(|m| m.0 >> 20),
+            image: None,
+            trouble: Trouble::default(),
+        }
+    }
+
     /// What one of its VMs takes of the host. Only what the configuration sets or the image says is counted.
     pub fn load(&self) -> Load {
         let image = self.image.as_ref();
@@ -196,6 +231,15 @@ pub struct Waiting {
     pub asked: Instant,
 }
 
+/// Why the pool is emptied: nothing is leased or started, idle VMs go, VMs in use stay until their build is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// An operator asked for it, and will ask to go on.
+    Asked,
+    /// The daemon will end.
+    Ending,
+}
+
 /// The books.
 #[derive(Debug)]
 pub struct Ledger {
@@ -205,34 +249,28 @@ pub struct Ledger {
     pub waiting: VecDeque<Waiting>,
     /// No VM is cloned or started any more.
     pub stopping: bool,
+    /// Set while the pool is emptied.
+    pub draining: Option<Drain>,
     /// The disk is nearly full: no VM is cloned.
     pub disk_low: bool,
     next_generation: Generation,
+    pub(super) newest_edition: u32,
 }
 
 impl Ledger {
     /// Empty books. `first` is greater than every generation that was ever used.
     pub fn new(config: &config::Config, first: Generation) -> Self {
-        let pools = config.pools.iter().map(|(name, pool)| {
-            let row = PoolRow {
-                warm: pool.warm,
-                max: pool.max,
-                max_age: pool.max_age,
-                cpu: pool.cpu,
-                memory_mib: pool.memory.map(|m| m.0 >> 20),
-                image: None,
-                trouble: Trouble::default(),
-            };
-            (name.clone(), row)
-        });
+        let pools = config.pools.iter().map(|(name, pool)| (name.clone(), PoolRow::new(pool, 0)));
         Self {
             host: Host::new(&config.host),
             pools: pools.collect(),
             vms: BTreeMap::new(),
             waiting: VecDeque::new(),
             stopping: false,
+            draining: None,
             disk_low: false,
             next_generation: first,
+            newest_edition: 0,
         }
     }
 
@@ -276,6 +314,7 @@ impl Ledger {
         let row = VmRow {
             name: name.clone(),
             stage: Stage::Preparing,
+            edition: self.pools.get(pool).map_or(0, |row| row.edition),
             permit: None,
             state: VmStateName::Cloning,
             state_since: at,
@@ -301,7 +340,7 @@ impl Ledger {
             return Err(format!("pool `{}` has no slot {} any more", name.pool, name.slot));
         }
         pool.image = Some(image.clone());
-        let load = pool.load();
+        let (load, edition) = (pool.load(), pool.edition);
         let leased = |row: &VmRow| row.stage == Stage::Leased(*build);
         if self.slot(&name.pool, name.slot).any(VmRow::holds_permit) || self.vms.values().any(leased) {
             return Err(format!("slot {} of `{}` or build {build} has a VM already", name.slot, name.pool));
@@ -312,6 +351,7 @@ impl Ledger {
         let row = VmRow {
             name: name.clone(),
             stage: Stage::Leased(*build),
+            edition,
             permit: Some(permit),
             state: VmStateName::Adopting,
             state_since: at,
@@ -437,7 +477,7 @@ impl Ledger {
         if sum != self.host.used {
             return Err(format!("permits sum up to {sum:?}, the host says {:?}", self.host.used));
         }
-        if sum.vms > self.host.max.vms || sum.macos_guests > self.host.max.macos_guests {
+        if sum.vms > self.host.granted.vms || sum.macos_guests > self.host.granted.macos_guests {
             return Err(format!("more runs than may: {sum:?}"));
         }
         Ok(())

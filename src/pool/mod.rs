@@ -4,6 +4,7 @@
 
 pub mod actor;
 pub mod admission;
+pub mod follow;
 pub mod handle;
 pub mod ledger;
 pub mod policy;

@@ -1,8 +1,10 @@
 //! What to do next, from the books alone. One decision at a time: the caller performs it, which changes the books, and asks
 //! again until there is nothing to do. Every decision makes progress, so that ends.
 //!
-//! The order is the policy: serve who waits; start what is prepared, waiting pools first; clone ahead; make room for who
-//! waits; replace what is old; shed what is too much.
+//! While the pool is drained, that is only to take away what no build has. Else the order is the policy: serve who waits; start what is prepared, waiting pools first; clone ahead; make room for who
+//! waits; replace what is old or outdated; shed what is too much.
+
+mod roll;
 
 use super::ledger::{Ledger, PoolRow, Stage, VmRow};
 use crate::clock::Instant;
@@ -28,11 +30,16 @@ pub fn decide(ledger: &Ledger, now: Instant) -> Option<Decision> {
     if ledger.stopping {
         return None;
     }
+    if ledger.draining.is_some() {
+        return empty(ledger);
+    }
     lease(ledger)
+        .or_else(|| roll::clear_away(ledger))
         .or_else(|| start(ledger, now))
         .or_else(|| clone_ahead(ledger, now))
         .or_else(|| make_room(ledger, now))
         .or_else(|| replace_aged(ledger, now))
+        .or_else(|| roll::replace_outdated(ledger))
         .or_else(|| shed(ledger))
 }
 
@@ -46,11 +53,18 @@ pub fn wake(ledger: &Ledger, now: Instant) -> Option<Instant> {
     troubles.chain(ages.filter(|at| *at > now)).min()
 }
 
-/// Who waits longest, and has a warm VM in its pool, gets the one that has been warm for longest.
+/// What no build has goes; what a build has goes when the build is over.
+fn empty(ledger: &Ledger) -> Option<Decision> {
+    let vm = ledger.vms.values().find(|vm| vm.idle())?;
+    Some(Decision::Remove { vm: vm.name.clone(), why: RetireReason::Drained })
+}
+
+/// Who waits longest, and has a warm VM in its pool, gets the one that has been warm for longest; an outdated one only where
+/// there is no other.
 fn lease(ledger: &Ledger) -> Option<Decision> {
     ledger.waiting.iter().find_map(|waiting| {
         let warm = ledger.of(&waiting.pool).filter(|vm| vm.stage == Stage::Warm);
-        let vm = warm.min_by_key(|vm| vm.warm_since)?;
+        let vm = warm.min_by_key(|vm| (roll::is_outdated(ledger, vm), vm.warm_since))?;
         Some(Decision::Lease { vm: vm.name.clone(), build: waiting.build })
     })
 }
@@ -80,10 +94,19 @@ fn free_slots<'a>(
     (0..row.max).map(SlotId).filter(move |slot| !occupied(ledger, pool, *slot))
 }
 
-/// How many idle VMs the pool should have: its target and one for each build that waits, as far as its slots go.
+/// How many idle VMs the pool should have: its target, one for each build that waits, and one more while an outdated VM
+/// waits for its successor; as far as its slots go.
 fn wanted(ledger: &Ledger, pool: &PoolName, row: &PoolRow) -> usize {
-    let demand = usize::from(row.warm) + ledger.waiting_for(pool);
-    demand.min(free_slots(ledger, pool, row).count())
+    let demand = target(ledger, pool, row) + usize::from(roll::rolls(ledger, pool));
+    // VMs in slots that the pool no longer has count too.
+    let in_use = ledger.of(pool).filter(|vm| vm.holds_permit() && !vm.idle()).count();
+    let room = usize::from(row.max).saturating_sub(in_use);
+    demand.min(room).min(free_slots(ledger, pool, row).count())
+}
+
+/// The VMs that somebody needs.
+fn target(ledger: &Ledger, pool: &PoolName, row: &PoolRow) -> usize {
+    usize::from(row.warm) + ledger.waiting_for(pool)
 }
 
 /// Idle VMs that run or boot.
@@ -99,6 +122,9 @@ fn coming_up(ledger: &Ledger, pool: &PoolName) -> usize {
 /// The prepared VM that would be started next in a pool that wants one more.
 fn startable<'a>(ledger: &'a Ledger, pool: &'a PoolName, row: &PoolRow, now: Instant) -> Option<&'a VmRow> {
     if up(ledger, pool) >= wanted(ledger, pool, row) || !row.trouble.allows(now, coming_up(ledger, pool)) {
+        return None;
+    }
+    if ledger.of(pool).filter(|vm| vm.holds_permit()).count() >= usize::from(row.max) {
         return None;
     }
     ledger
@@ -122,7 +148,9 @@ fn clone_ahead(ledger: &Ledger, now: Instant) -> Option<Decision> {
         if row.image.is_none() || !row.trouble.allows(now, coming_up(ledger, pool)) {
             return None;
         }
-        let slot = slot_to_fill(ledger, pool, row).or_else(|| slot_to_succeed(ledger, pool, row))?;
+        let slot = slot_to_fill(ledger, pool, row)
+            .or_else(|| slot_to_succeed(ledger, pool, row))
+            .or_else(|| roll::slot_to_renew(ledger, pool))?;
         Some(Decision::Clone { pool: pool.clone(), slot })
     })
 }
@@ -185,7 +213,8 @@ fn shed(ledger: &Ledger) -> Option<Decision> {
             return None;
         }
         let idle = ledger.of(pool).filter(|vm| matches!(vm.stage, Stage::Booting | Stage::Warm));
-        let vm = idle.max_by_key(|vm| (vm.stage == Stage::Booting, vm.born))?;
+        let vm =
+            idle.max_by_key(|vm| (vm.stage == Stage::Booting, roll::is_outdated(ledger, vm), vm.born))?;
         Some(Decision::Remove { vm: vm.name.clone(), why: RetireReason::Surplus })
     })
 }

@@ -19,6 +19,20 @@ pub struct PoolSnapshot {
     /// What each waiting build waits for.
     pub waiting: BTreeMap<BuildId, String>,
     pub oldest_waiting: Option<UnixMillis>,
+    /// Nothing is leased or started, and idle VMs go.
+    pub draining: bool,
+}
+
+impl PoolSnapshot {
+    /// VMs that exist and can be removed. What is quarantined is lost until somebody mends it, and nobody should wait for it.
+    pub fn present(&self) -> usize {
+        self.vms.iter().filter(|vm| vm.state != VmStateName::Quarantined.as_str()).count()
+    }
+
+    /// Whether a build has a VM.
+    pub fn serves(&self) -> bool {
+        self.vms.iter().any(|vm| vm.build.is_some())
+    }
 }
 
 /// One pool at one moment.
@@ -98,6 +112,7 @@ pub fn of(ledger: &Ledger, config: &Config, generation: u64, now: Instant, wall:
             .filter_map(|w| Some((w.build, admission::waits_for(ledger, w.build, now)?.to_string())))
             .collect(),
         oldest_waiting: ledger.waiting.iter().map(|w| w.since).min(),
+        draining: ledger.draining.is_some(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
@@ -36,7 +37,7 @@ pub struct Tart {
     program: PathBuf,
     home: PathBuf,
     logs: PathBuf,
-    deadlines: VerbDeadlines,
+    deadlines: RwLock<VerbDeadlines>,
 }
 
 impl Tart {
@@ -46,8 +47,17 @@ impl Tart {
             program: resolve_program(&config.program),
             home: config.tart_home.clone(),
             logs,
-            deadlines: config.deadlines.clone(),
+            deadlines: RwLock::new(config.deadlines.clone()),
         }
+    }
+
+    /// Other deadlines hold for the verbs that begin from now on.
+    pub fn set_deadlines(&self, deadlines: VerbDeadlines) {
+        *self.deadlines.write().unwrap_or_else(PoisonError::into_inner) = deadlines;
+    }
+
+    fn deadline(&self, of: impl FnOnce(&VerbDeadlines) -> Duration) -> Duration {
+        of(&self.deadlines.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn invocation(&self, verb: Verb) -> Invocation {
@@ -101,7 +111,7 @@ impl Tart {
 impl Runtime for Tart {
     fn clone_image<'a>(&'a self, image: &'a str, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
-            let cloned = self.verb(Verb::Clone, &[image, &vm.to_string()], self.deadlines.clone).await;
+            let cloned = self.verb(Verb::Clone, &[image, &vm.to_string()], self.deadline(|d| d.clone)).await;
             cloned.map(drop).map_err(|mut fault| {
                 // Here the VM that is missing is the image.
                 if fault.reason == Reason::VmMissing {
@@ -128,7 +138,7 @@ impl Runtime for Tart {
                 return Ok(());
             }
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            self.verb(Verb::Set, &args, self.deadlines.set).await.map(drop)
+            self.verb(Verb::Set, &args, self.deadline(|d| d.set)).await.map(drop)
         }
         .boxed()
     }
@@ -167,7 +177,7 @@ impl Runtime for Tart {
                 let mut args = vec![name.as_str(), "--wait", &wait_text];
                 args.extend(resolver_args(network));
                 // Its own wait, and then some for the process itself.
-                let limit = Duration::from_secs(wait) + self.deadlines.query;
+                let limit = Duration::from_secs(wait) + self.deadline(|d| d.query);
                 match self.verb(Verb::Ip, &args, limit).await {
                     Ok(output) => return parse_address(&output.stdout),
                     Err(fault) if fault.reason == Reason::NoAddress && !deadline.left().is_zero() => {}
@@ -181,7 +191,10 @@ impl Runtime for Tart {
     fn stop<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
             let grace = POWER_CUT_GRACE.as_secs().to_string();
-            match self.verb(Verb::Stop, &[&vm.to_string(), "--timeout", &grace], self.deadlines.stop).await {
+            match self
+                .verb(Verb::Stop, &[&vm.to_string(), "--timeout", &grace], self.deadline(|d| d.stop))
+                .await
+            {
                 Err(fault) if !matches!(fault.reason, Reason::NotRunning | Reason::VmMissing) => Err(fault),
                 Ok(_) | Err(_) => Ok(()),
             }
@@ -191,7 +204,7 @@ impl Runtime for Tart {
 
     fn delete<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
-            match self.verb(Verb::Delete, &[&vm.to_string()], self.deadlines.delete).await {
+            match self.verb(Verb::Delete, &[&vm.to_string()], self.deadline(|d| d.delete)).await {
                 Err(fault) if fault.reason != Reason::VmMissing => Err(fault),
                 Ok(_) | Err(_) => {
                     // The log of a VM that is gone says nothing that its failure did not say.
@@ -207,9 +220,9 @@ impl Runtime for Tart {
         async move {
             let args = ["--source", "local", "--format", "json"];
             // Tart's list fails when a VM disappears while it scans.
-            let output = match self.verb(Verb::List, &args, self.deadlines.query).await {
+            let output = match self.verb(Verb::List, &args, self.deadline(|d| d.query)).await {
                 Err(fault) if fault.reason == Reason::VerbFailed => {
-                    self.verb(Verb::List, &args, self.deadlines.query).await?
+                    self.verb(Verb::List, &args, self.deadline(|d| d.query)).await?
                 }
                 first => first?,
             };
@@ -220,7 +233,7 @@ impl Runtime for Tart {
 
     fn image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ImageInfo, Fault>> {
         async move {
-            match self.verb(Verb::Get, &[image, "--format", "json"], self.deadlines.query).await {
+            match self.verb(Verb::Get, &[image, "--format", "json"], self.deadline(|d| d.query)).await {
                 Ok(output) => parse_image(&output.stdout),
                 Err(mut fault) => {
                     if fault.reason == Reason::VmMissing {
@@ -235,7 +248,7 @@ impl Runtime for Tart {
 
     fn version(&self) -> BoxFuture<'_, Result<String, Fault>> {
         async move {
-            let output = self.verb(Verb::Version, &[], self.deadlines.query).await?;
+            let output = self.verb(Verb::Version, &[], self.deadline(|d| d.query)).await?;
             Ok(output.stdout.trim().to_owned())
         }
         .boxed()

@@ -285,6 +285,31 @@ impl Store {
         .await
     }
 
+    /// Whether an operator drained the daemon and has not let it go on.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn draining(&self) -> Result<bool, StoreError> {
+        self.call(|c| {
+            let sql = "SELECT value FROM counters WHERE name = 'draining'";
+            let value: Option<i64> = c.query_row(sql, [], |r| r.get(0)).optional()?;
+            Ok(value.unwrap_or(0) != 0)
+        })
+        .await
+    }
+
+    /// Writes down whether the daemon is drained, so that a restart does not end it.
+    ///
+    /// # Errors
+    /// When it is not on disk.
+    pub async fn note_draining(&self, draining: bool) -> Result<(), StoreError> {
+        self.call(move |c| {
+            let sql = "INSERT OR REPLACE INTO counters (name, value) VALUES ('draining', ?1)";
+            Ok(c.execute(sql, [i64::from(draining)]).map(drop)?)
+        })
+        .await
+    }
+
     /// Whether the journal answers.
     ///
     /// # Errors

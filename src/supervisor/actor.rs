@@ -18,7 +18,7 @@ use crate::build::live::LiveBuilds;
 use crate::build::place::Verdict;
 use crate::build::spec::BuildResult;
 use crate::clock::{self, UnixMillis};
-use crate::config::Config;
+use crate::config::Live;
 use crate::ids::BuildId;
 use crate::pool::actor::{self as pool_actor, PoolArguments};
 use crate::pool::handle::PoolHandle;
@@ -37,6 +37,8 @@ pub enum SupervisorMessage {
     Build(Box<BuildArguments>),
     /// A build has something to deliver.
     Uploads,
+    /// Answered when every result that is due was tried to be delivered.
+    SettleUploads(RpcReplyPort<()>),
     /// What builds need, once the pool is there.
     Context(RpcReplyPort<BuildContext>),
     /// Every build's actor ends; the journal keeps their builds.
@@ -45,7 +47,7 @@ pub enum SupervisorMessage {
 
 /// What the supervisor is made from.
 pub struct SupervisorArguments {
-    pub config: Arc<Config>,
+    pub config: Live,
     pub store: Store,
     pub live: LiveBuilds,
     pub pool: PoolArguments,
@@ -72,7 +74,7 @@ struct BuildChild {
 
 /// What the supervisor knows.
 pub struct Tree {
-    config: Arc<Config>,
+    config: Live,
     store: Store,
     context: BuildContext,
     pool: PoolHandle,
@@ -129,6 +131,9 @@ impl Actor for Supervisor {
             SupervisorMessage::Build(arguments) => tree.start_build(&me, *arguments).await,
             SupervisorMessage::Uploads => {
                 tree.uploader.cast(UploadMessage::Look).ok();
+            }
+            SupervisorMessage::SettleUploads(reply) => {
+                tree.uploader.cast(UploadMessage::Settle(reply)).ok();
             }
             SupervisorMessage::Context(reply) => {
                 reply.send(tree.context.clone()).ok();
@@ -234,7 +239,7 @@ impl Tree {
     fn end(&self, record: BuildRecord, verdict: Verdict) {
         let record = resume::ended(record, verdict, UnixMillis::now());
         let (store, live) = (self.store.clone(), self.context.live.clone());
-        let sinks = self.config.uploads.iter().map(|u| u.name.clone()).collect();
+        let sinks = self.config.get().uploads.iter().map(|u| u.name.clone()).collect();
         tokio::spawn(async move {
             let id = record.id;
             if let Err(error) = store.finish(record, sinks).await {

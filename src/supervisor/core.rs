@@ -6,36 +6,45 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::BoxStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::SupervisorHandle;
+use super::reload::{self, Reloads};
 use crate::api::service::{Refused, Service, Ticket};
-use crate::api::wire::{BuildView, LogLine, PoolView, SubmitSpec, VmView};
+use crate::api::wire::{
+    BuildView, DaemonState, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
+};
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
 use crate::build::log;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
-use crate::config::Config;
+use crate::config::{Live, limits};
 use crate::host;
 use crate::ids::BuildId;
+use crate::pool::ledger::Drain;
 use crate::source::local;
 use crate::store::{BuildRecord, StoreError};
-use crate::telemetry::events::BuildAccepted;
+use crate::telemetry::events::{BuildAccepted, DrainChanged};
 use crate::telemetry::export::Exporter;
 
-/// A question to a build, which answers when what it promises is on disk.
+/// More than `host.builds_max` can be; how many of them may be taken, the configuration in force says.
+const PLACES: usize = limits::BUILDS_MAX.max as usize;
+/// A question to the pool, or to a build, which answers when what it promises is on disk.
 const ASK_MAX: Duration = Duration::from_secs(10);
 
 /// The daemon's front.
 pub struct Core {
-    config: Arc<Config>,
+    config: Live,
     context: BuildContext,
     supervisor: SupervisorHandle,
     exporter: Exporter,
-    /// Places for builds that wait or run.
+    /// Places for builds that wait or run, as many as a configuration may allow.
     places: Arc<Semaphore>,
     stopping: CancellationToken,
+    reloads: Reloads,
+    /// Held by whoever changes what the daemon does as a whole, so that journal and pool end up saying the same.
+    changing: Mutex<()>,
 }
 
 impl Core {
@@ -47,17 +56,59 @@ impl Core {
         stopping: CancellationToken,
     ) -> Self {
         let config = context.config.clone();
-        let places = Arc::new(Semaphore::new(usize::from(config.host.builds_max)));
-        Self { config, context, supervisor, exporter, places, stopping }
+        let places = Arc::new(Semaphore::new(PLACES));
+        Self {
+            reloads: Reloads::default(),
+            config,
+            context,
+            supervisor,
+            exporter,
+            places,
+            stopping,
+            changing: Mutex::new(()),
+        }
     }
 
     /// A place for a build from the journal, if one is free: it was accepted before, so it goes on without one too.
     pub fn place(&self) -> Option<Ticket> {
-        self.places.clone().try_acquire_owned().ok().map(Ticket)
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let taken = PLACES - self.places.available_permits();
+        (taken <= usize::from(self.config.get().host.builds_max)).then_some(Ticket(place))
+    }
+
+    /// Where the configuration comes from, when it is to be read anew.
+    pub fn read_anew_from(&self, source: reload::Source) {
+        self.reloads.read_from(source);
+    }
+
+    /// From here on no build is taken or begun, and what no build has is taken away. It cannot be taken back.
+    pub async fn begin_ending(&self) {
+        self.stopping.cancel();
+        let _changing = self.changing.lock().await;
+        self.context.pool.drain(Some(Drain::Ending), ASK_MAX).await;
+    }
+
+    async fn set_draining(&self, draining: bool) -> Result<StatusView, Refused> {
+        let _changing = self.changing.lock().await;
+        if self.stopping.is_cancelled() {
+            return Err(Refused::Stopping);
+        }
+        self.context.store.note_draining(draining).await.map_err(internal)?;
+        self.context.pool.drain(draining.then_some(Drain::Asked), ASK_MAX).await;
+        DrainChanged { draining }.emit();
+        Ok(self.status())
+    }
+
+    /// Why no build is taken now.
+    fn serves(&self) -> Result<(), Refused> {
+        if self.stopping.is_cancelled() {
+            return Err(Refused::Stopping);
+        }
+        if self.context.pool.snapshot().draining { Err(Refused::Draining) } else { Ok(()) }
     }
 
     fn disk(&self) -> Option<host::Disk> {
-        host::disk(self.config.home.path())
+        host::disk(self.config.get().home.path())
     }
 
     async fn record(&self, id: BuildId) -> Result<BuildRecord, Refused> {
@@ -77,10 +128,8 @@ impl Core {
         request: SubmitSpec,
         source: tempfile::TempPath,
     ) -> Result<BuildView, Refused> {
-        let received = local::receive(self.config.clone(), request, source).await?;
-        if self.stopping.is_cancelled() {
-            return Err(Refused::Stopping);
-        }
+        let received = local::receive(self.config.get(), request, source).await?;
+        self.serves()?;
         let record = BuildRecord::received(received.spec, received.source.name.clone(), UnixMillis::now());
         let secrets = Arc::new(received.secrets);
         let record = self.context.store.insert(record, secrets.clone()).await.map_err(internal)?;
@@ -105,22 +154,17 @@ fn internal(error: StoreError) -> Refused {
 
 impl Service for Core {
     fn admit(&self) -> Result<Ticket, Refused> {
-        if self.stopping.is_cancelled() {
-            return Err(Refused::Stopping);
-        }
-        let min = self.config.host.disk_free_min.0;
+        self.serves()?;
+        let config = self.config.get();
+        let min = config.host.disk_free_min.0;
         if let Some(disk) = self.disk().filter(|disk| disk.free < min) {
-            return Err(Refused::DiskLow {
-                free: disk.free,
-                min,
-                folder: self.config.home.path().to_owned(),
-            });
+            return Err(Refused::DiskLow { free: disk.free, min, folder: config.home.path().to_owned() });
         }
-        self.place().ok_or(Refused::QueueFull { max: self.config.host.builds_max })
+        self.place().ok_or(Refused::QueueFull { max: config.host.builds_max })
     }
 
     fn spool(&self) -> PathBuf {
-        self.config.home.spool()
+        self.config.get().home.spool()
     }
 
     fn accept<'a>(
@@ -179,7 +223,7 @@ impl Service for Core {
             // The head first: a build that ends in between has its whole log in the file.
             let head = self.context.live.get(id).map(|live| live.log).filter(|_| follow);
             self.record(id).await?;
-            Ok(log::read(log_path(&self.config, id), after, head))
+            Ok(log::read(log_path(&self.config.get(), id), after, head))
         }
         .boxed()
     }
@@ -190,7 +234,7 @@ impl Service for Core {
             // Only what the build is known to have: a path of the request is never joined unseen.
             let found = record.artifacts.iter().find(|artifact| artifact.path == path);
             let artifact = found.ok_or_else(|| Refused::ArtifactUnknown { id, path: path.to_owned() })?;
-            Ok(artifacts_path(&self.config, id).join(&artifact.path))
+            Ok(artifacts_path(&self.config.get(), id).join(&artifact.path))
         }
         .boxed()
     }
@@ -203,11 +247,55 @@ impl Service for Core {
         self.context.pool.snapshot().vms.clone()
     }
 
-    fn ready(&self) -> Result<(), String> {
-        if self.stopping.is_cancelled() {
-            return Err("the daemon is stopping".into());
+    fn status(&self) -> StatusView {
+        let (snapshot, live) = (self.context.pool.snapshot(), &self.context.live);
+        let (running, present) = (live.running(), snapshot.present());
+        let state = match (self.stopping.is_cancelled(), snapshot.draining) {
+            (true, _) => DaemonState::Stopping,
+            (false, true) if running == 0 && present == 0 => DaemonState::Drained,
+            (false, true) => DaemonState::Draining,
+            (false, false) => DaemonState::Serving,
+        };
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        StatusView {
+            state,
+            builds_running: count(running),
+            builds_waiting: count(live.count().saturating_sub(running)),
+            vms: count(present),
+            vms_quarantined: count(snapshot.vms.len() - present),
+            config: self.reloads.view(),
         }
-        Ok(())
+    }
+
+    fn drain(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
+        self.set_draining(true).boxed()
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
+        self.set_draining(false).boxed()
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<ReloadView, Refused>> {
+        async move {
+            let _changing = self.changing.lock().await;
+            if self.stopping.is_cancelled() {
+                return Err(Refused::Stopping);
+            }
+            let parts = reload::Parts {
+                live: &self.config,
+                pool: &self.context.pool,
+                exporter: &self.exporter,
+                limit: ASK_MAX,
+            };
+            let view = self.reloads.reload(parts).await?;
+            self.supervisor.uploads();
+            Ok(view)
+        }
+        .boxed()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.serves().map_err(|refused| refused.to_string())
     }
 
     fn metrics(&self) -> String {

@@ -33,6 +33,16 @@ impl SupervisorHandle {
         }
     }
 
+    /// What is owed may have changed.
+    pub fn uploads(&self) {
+        self.actor.cast(SupervisorMessage::Uploads).ok();
+    }
+
+    /// Waits until every result that is due was tried to be delivered. For waits that have a deadline around them.
+    pub async fn uploads_settled(&self) {
+        self.actor.call(SupervisorMessage::SettleUploads, None).await.ok();
+    }
+
     /// Ends every build's actor; the journal keeps their builds.
     pub async fn stop_builds(&self, limit: Duration) {
         self.actor.call(SupervisorMessage::StopBuilds, Some(limit)).await.ok();

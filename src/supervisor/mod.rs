@@ -1,11 +1,13 @@
-//! The daemon: `run` puts it together and takes it apart, `core` is what HTTP sees of it, `actor` watches the others,
-//! `intensity` says when watching is no use any more.
+//! The daemon: `run` puts it together and takes it apart, `ending` says when; `core` is what HTTP sees of it, `actor` watches
+//! the others, `reload` follows another configuration, `intensity` says when watching is no use any more.
 
 pub mod actor;
 pub mod clearing;
 pub mod core;
+mod ending;
 pub mod handle;
 pub mod intensity;
+pub mod reload;
 pub mod resume;
 mod run;
 

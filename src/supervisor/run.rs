@@ -1,6 +1,7 @@
 //! Start order and stop order. Start: folders, lock, journal, port; what an earlier daemon left is cleared away; actors;
-//! builds from the journal; then the API. Stop: no new builds; builds' actors end, and the journal keeps their builds for the
-//! next start; VMs are taken away; the API goes last, so that a client sees the end.
+//! builds from the journal; then the API. End: no new builds, and what runs goes on for a while (`ending` says for how long);
+//! builds' actors end, and the journal keeps their builds for the next start; VMs are taken away; the API goes last, so that
+//! a client sees the end.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,16 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::interval;
+use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::actor::{self, SupervisorArguments};
 use super::clearing::{self, Found, clear_up};
 use super::core::Core;
+use super::ending::{self, Signals};
 use super::handle::SupervisorHandle;
+use super::reload::{Follower, Read, Source};
 use super::resume::{self, Fate};
 use crate::api;
 use crate::api::serve::BindError;
@@ -29,17 +31,18 @@ use crate::build::live::LiveBuilds;
 use crate::build::log;
 use crate::build::place::Verdict;
 use crate::clock::UnixMillis;
-use crate::config::Config;
+use crate::config::{Config, Live, Loaded};
 use crate::guest::Connector;
 use crate::guest::ssh::{self, SshConnector};
 use crate::ids::{BuildId, Generation};
 use crate::janitor;
 use crate::pool::actor::PoolArguments;
+use crate::pool::ledger::Drain;
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
 use crate::store::{BuildRecord, Store, StoreError, Values};
-use crate::telemetry::events::{BuildEnded, DaemonStarted, DaemonStopping, Degraded, HttpAnswered};
+use crate::telemetry::events::{BuildEnded, DaemonDraining, DaemonStarted, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
 
 /// The host is compared with the books this often.
@@ -89,12 +92,13 @@ impl RunError {
     }
 }
 
-/// Runs the daemon until it is told to stop (SIGTERM, SIGINT; the second one ends it at once), or breaks.
+/// Runs the daemon until it is told to end (SIGTERM, SIGINT: see `ending`), or breaks. SIGHUP has the configuration `read` anew;
+/// `log` follows it beside the rooms.
 ///
 /// # Errors
 /// Why it does not run, or no longer.
-pub async fn run(config: Config) -> Result<(), RunError> {
-    let config = Arc::new(config);
+pub async fn run(loaded: Loaded, read: Read, log: Follower) -> Result<(), RunError> {
+    let config = Arc::new(loaded.config.clone());
     let lock = prepare_home(&config)?;
     let listener = api::serve::bind(config.api.listen).await?;
     sign(&lock, listener.local_addr().unwrap_or(config.api.listen)).ok();
@@ -102,25 +106,32 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let exporter = export::install();
     exporter.zero(&config);
 
-    let runtime: Arc<dyn Runtime> = Arc::new(Tart::new(&config.runtime, config.home.vm_logs()));
+    let tart = Arc::new(Tart::new(&config.runtime, config.home.vm_logs()));
+    let runtime: Arc<dyn Runtime> = tart.clone();
     let connector: Arc<dyn Connector> = Arc::new(SshConnector);
     ssh::sweep_orphans().await;
     let found = clear_up(&config, runtime.as_ref(), &store).await?;
     let mut daemon = Daemon::start(config.clone(), store, runtime, connector, exporter, found).await?;
 
+    let verbs: Follower = Box::new(move |config| tart.set_deadlines(config.runtime.deadlines.clone()));
+    daemon.core.read_anew_from(Source { first: loaded, read, followers: vec![log, verbs] });
+    let mut signals =
+        Signals::listen().map_err(|e| RunError::Start(format!("signals cannot be received: {e}")))?;
     let address = listener.local_addr().unwrap_or(config.api.listen);
     let shutdown = CancellationToken::new();
     let on_request: api::options::OnRequest = Arc::new(|route, method, status, took| {
         HttpAnswered { route, method, status, took }.emit();
     });
-    let options = api::options::Options::from_config(&config.api, on_request)
+    let mut options = api::options::Options::from_config(&config.api, on_request)
         .map_err(|error| RunError::Token(error.to_string()))?;
+    let live = daemon.context.config.clone();
+    options.source_max = Arc::new(move || live.get().api.source_max);
     let served = tokio::spawn(api::serve::serve(listener, daemon.core.clone(), options, shutdown.clone()));
     let (home, runtime) = (config.home.path(), config.runtime.program.as_str());
     DaemonStarted { address, home, runtime, pools: config.pools.len() }.emit();
 
-    let ended = daemon.until_told().await;
-    daemon.stop().await;
+    let ended = ending::told(&mut signals, &daemon.core, &mut daemon.broken).await;
+    ending::end(daemon, &mut signals, ended.is_ok()).await;
     shutdown.cancel();
     served.await.ok();
     ended
@@ -191,9 +202,10 @@ impl Daemon {
             adopt: found.adopt,
             note_generation: note_generations(store.clone()),
             publish,
+            draining: store.draining().await?.then_some(Drain::Asked),
         };
         let arguments = SupervisorArguments {
-            config: config.clone(),
+            config: Live::new(config),
             store: store.clone(),
             live: LiveBuilds::default(),
             pool,
@@ -216,7 +228,7 @@ impl Daemon {
 
     /// Builds that were accepted before. Those in `adopted` have their VM still.
     async fn take_up(&self, adopted: &BTreeSet<BuildId>) -> Result<(), RunError> {
-        let config = &self.context.config;
+        let config = &self.context.config.get();
         let sinks: Vec<String> = config.uploads.iter().map(|u| u.name.clone()).collect();
         for record in self.context.store.unfinished().await? {
             let (secrets, sealed) = clearing::unseal(&self.context.store, &record).await?;
@@ -239,8 +251,8 @@ impl Daemon {
     ) -> Result<(), RunError> {
         // Should its VM be in the books, it goes.
         self.context.pool.withdraw(record.id);
-        let log = log_path(&self.context.config, record.id);
-        std::fs::create_dir_all(folder(&self.context.config, record.id)).ok();
+        let log = log_path(&self.context.config.get(), record.id);
+        std::fs::create_dir_all(folder(&self.context.config.get(), record.id)).ok();
         if let Err(error) = log::conclude(&log, verdict.said()).await {
             Degraded { what: "build log", error: error.to_string() }.emit();
         }
@@ -249,7 +261,7 @@ impl Daemon {
         self.context.store.finish(record.clone(), sinks.to_vec()).await?;
         let (pool, reason) = (record.spec.pool.as_str(), record.reason.as_deref());
         BuildEnded { build: record.id, pool, result, reason, took: now.since(record.submitted_ms) }.emit();
-        std::fs::remove_file(self.context.config.home.spool().join(&record.source)).ok();
+        std::fs::remove_file(self.context.config.get().home.spool().join(&record.source)).ok();
         (self.context.uploads)();
         Ok(())
     }
@@ -268,7 +280,7 @@ impl Daemon {
     async fn sweep_spool(&self) -> Result<(), RunError> {
         let needed: BTreeSet<String> =
             self.context.store.unfinished().await?.into_iter().map(|record| record.source).collect();
-        let Ok(entries) = std::fs::read_dir(self.context.config.home.spool()) else { return Ok(()) };
+        let Ok(entries) = std::fs::read_dir(self.context.config.get().home.spool()) else { return Ok(()) };
         for entry in entries.flatten() {
             if !needed.contains(&*entry.file_name().to_string_lossy()) {
                 std::fs::remove_file(entry.path()).ok();
@@ -277,38 +289,33 @@ impl Daemon {
         Ok(())
     }
 
-    /// Waits for a signal, or for the daemon to break.
-    async fn until_told(&mut self) -> Result<(), RunError> {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return Err(RunError::Start("signals cannot be received".into()));
+    /// Lets what runs go on to its end, and results be tried to be delivered, for as long as `stop.drain_timeout` or until
+    /// `cut` is over. Says why it came back.
+    pub async fn drain<T>(&mut self, cut: impl Future<Output = T>) -> &'static str {
+        let limit = self.context.config.get().stop.drain_timeout;
+        self.core.begin_ending().await;
+        let (context, supervisor) = (&self.context, &self.supervisor);
+        DaemonDraining { limit, running: context.live.running() }.emit();
+        let drained = async {
+            context.pool.until(|snapshot| !snapshot.serves()).await;
+            context.live.idle().await;
+            supervisor.uploads_settled().await;
         };
         tokio::select! {
-            _ = term.recv() => Ok(()),
-            _ = int.recv() => Ok(()),
-            why = self.broken.recv() => Err(RunError::Broken(why.unwrap_or_else(|| "its supervisor ended".into()))),
+            () = drained => "everything that ran is over",
+            () = sleep(limit) => "`stop.drain_timeout` is over",
+            _ = cut => "a second signal came",
+            _ = self.broken.recv() => "it broke while it drained",
         }
     }
 
-    /// Stops the actors and takes every VM away; a second signal cuts that short.
+    /// Stops the actors and takes every VM away. What still runs is cut short.
     pub async fn stop(self) {
-        DaemonStopping.emit();
         self.stopping.cancel();
-        let deadlines = &self.context.config.runtime.deadlines;
-        let limit = deadlines.stop + deadlines.delete;
-        let stop = async {
-            self.supervisor.stop_builds(ASK_MAX).await;
-            self.context.pool.stop_all(limit).await;
-        };
-        let again = async {
-            match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-                (Ok(mut term), Ok(mut int)) => {
-                    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-                }
-                (Err(_), _) | (_, Err(_)) => std::future::pending().await,
-            }
-        };
-        tokio::select! { () = stop => {}, () = again => {} }
+        let config = self.context.config.get();
+        let limit = config.runtime.deadlines.stop + config.runtime.deadlines.delete;
+        self.supervisor.stop_builds(ASK_MAX).await;
+        self.context.pool.stop_all(limit).await;
         self.supervisor.stop();
     }
 }
@@ -355,10 +362,10 @@ async fn retention(context: BuildContext) {
     let mut ticks = interval(JANITOR_EVERY);
     loop {
         ticks.tick().await;
-        match context.store.prune(context.config.builds.keep).await {
+        match context.store.prune(context.config.get().builds.keep).await {
             Ok(ids) => {
                 for id in ids {
-                    tokio::fs::remove_dir_all(folder(&context.config, id)).await.ok();
+                    tokio::fs::remove_dir_all(folder(&context.config.get(), id)).await.ok();
                 }
             }
             Err(error) => Degraded { what: "journal", error: error.to_string() }.emit(),

@@ -6,7 +6,7 @@ use metrics::{counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
 
 use super::names;
-use crate::api::wire::Claim;
+use crate::api::wire::{Claim, ReloadView};
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::ids::{BuildId, PoolName};
@@ -29,14 +29,26 @@ pub enum RetireReason {
     Surplus,
     /// Another pool's build needed its place.
     Evicted,
+    /// The pool is drained.
+    Drained,
+    /// The configuration has left it behind.
+    Outdated,
     /// The daemon stops.
     Stopping,
 }
 
 impl RetireReason {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::Used, Self::Failed, Self::Aged, Self::Surplus, Self::Evicted, Self::Stopping];
+    pub const ALL: [Self; 8] = [
+        Self::Used,
+        Self::Failed,
+        Self::Aged,
+        Self::Surplus,
+        Self::Evicted,
+        Self::Drained,
+        Self::Outdated,
+        Self::Stopping,
+    ];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
@@ -46,6 +58,8 @@ impl RetireReason {
             Self::Aged => "aged",
             Self::Surplus => "surplus",
             Self::Evicted => "evicted",
+            Self::Drained => "drained",
+            Self::Outdated => "outdated",
             Self::Stopping => "stopping",
         }
     }
@@ -140,12 +154,115 @@ impl DaemonStarted<'_> {
     }
 }
 
-/// The daemon was asked to stop.
-pub struct DaemonStopping;
+/// The daemon was asked to end, and lets what runs go on first.
+pub struct DaemonDraining {
+    pub limit: Duration,
+    /// Builds that hold a VM.
+    pub running: usize,
+}
+impl DaemonDraining {
+    /// Logs it.
+    pub fn emit(self) {
+        info!(
+            builds_running = self.running,
+            limit_s = self.limit.as_secs(),
+            next = "a second signal stops at once, and the next start attempts again what it cuts short",
+            "daemon draining: no more builds are taken, those that run go on to their end"
+        );
+    }
+}
+
+/// The daemon ends: what still runs is cut short, and every VM is taken away.
+pub struct DaemonStopping {
+    /// Why it does not wait, or wait any longer.
+    pub why: &'static str,
+    /// Builds that are cut short.
+    pub running: usize,
+}
 impl DaemonStopping {
     /// Logs it.
     pub fn emit(self) {
-        info!("daemon stopping");
+        info!(
+            why = self.why,
+            builds_cut_short = self.running,
+            next = "a further signal exits at once, and the next start takes the VMs away that are left",
+            "daemon stopping: VMs are taken away"
+        );
+    }
+}
+
+/// The daemon leaves with its VMs still there.
+pub struct DaemonCut {
+    pub code: i32,
+}
+impl DaemonCut {
+    /// Logs it.
+    pub fn emit(self) {
+        warn!(code = self.code, hint = "the next start takes away what is left", "daemon exits at once");
+    }
+}
+
+/// An operator emptied the daemon, or let it go on.
+pub struct DrainChanged {
+    pub draining: bool,
+}
+impl DrainChanged {
+    /// Logs it.
+    pub fn emit(self) {
+        if self.draining {
+            info!(
+                next = "`preheat resume` goes on; a restart does not",
+                "draining: no builds are taken or begun, idle VMs are taken away"
+            );
+        } else {
+            info!("no longer draining");
+        }
+    }
+}
+
+/// Another configuration is in force.
+pub struct ConfigReloaded<'a> {
+    pub view: &'a ReloadView,
+}
+impl ConfigReloaded<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        gauge!(names::CONFIG_RELOAD_OK).set(1.0);
+        gauge!(names::CONFIG_RELOAD_TIME).set(UnixMillis::now().as_seconds());
+        let ReloadView { changes, pools_added, pools_removed, builds_ended, warnings } = self.view;
+        info!(changes = changes.len(), pools_added = ?pools_added, pools_removed = ?pools_removed, builds_ended,
+            "configuration reloaded");
+        for change in changes {
+            info!(
+                key = change.key,
+                from = change.from,
+                to = change.to,
+                applies = change.applies,
+                "configuration changed"
+            );
+        }
+        for warning in warnings {
+            warn!(warning, "configuration");
+        }
+    }
+}
+
+/// A configuration has a mistake, and the one before stays in force.
+pub struct ConfigRefused<'a> {
+    pub mistakes: &'a [String],
+}
+impl ConfigRefused<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        gauge!(names::CONFIG_RELOAD_OK).set(0.0);
+        for mistake in self.mistakes {
+            error!(mistake, "configuration refused");
+        }
+        error!(
+            mistakes = self.mistakes.len(),
+            hint = "correct it and reload; `preheat config check` names every mistake",
+            "the configuration before stays in force"
+        );
     }
 }
 

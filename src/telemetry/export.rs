@@ -66,9 +66,9 @@ impl Exporter {
         gauge!(names::START_TIME).set(now);
         gauge!(names::PROCESS_START).set(now);
         gauge!(names::RECONCILE_LAST_SUCCESS).set(0.0);
-        for pool in config.pools.keys() {
-            zero_pool(pool.as_str());
-        }
+        gauge!(names::CONFIG_RELOAD_OK).set(1.0);
+        gauge!(names::CONFIG_RELOAD_TIME).set(now);
+        zero_configured(config);
         for phase in VmPhase::ALL {
             for reason in Reason::ALL {
                 counter!(names::VM_FAILURES, "phase" => phase.as_str(), "reason" => reason.as_str())
@@ -92,13 +92,11 @@ impl Exporter {
         for actor in ["pool", "build", "uploader"] {
             counter!(names::ACTOR_RESTARTS, "actor" => actor).absolute(0);
         }
-        for upload in &config.uploads {
-            gauge!(names::UPLOADS_PENDING, "sink" => upload.name.clone()).set(0.0);
-            for result in ["ok", "error"] {
-                counter!(names::UPLOAD_ATTEMPTS, "sink" => upload.name.clone(), "result" => result)
-                    .absolute(0);
-            }
-        }
+    }
+
+    /// Sets what another configuration adds to zero; what counts already goes on.
+    pub fn follow(&self, config: &Config) {
+        zero_configured(config);
     }
 
     /// Folds samples in. To be called every [`UPKEEP_EVERY`].
@@ -115,6 +113,19 @@ impl Exporter {
         }
         process::measure();
         self.handle.render()
+    }
+}
+
+/// An absolute zero changes no counter that is further.
+fn zero_configured(config: &Config) {
+    for pool in config.pools.keys() {
+        zero_pool(pool.as_str());
+    }
+    for upload in &config.uploads {
+        gauge!(names::UPLOADS_PENDING, "sink" => upload.name.clone()).increment(0.0);
+        for result in ["ok", "error"] {
+            counter!(names::UPLOAD_ATTEMPTS, "sink" => upload.name.clone(), "result" => result).absolute(0);
+        }
     }
 }
 
@@ -154,6 +165,7 @@ fn histogram_at_zero(name: &'static str, labels: &[(&'static str, &str)]) {
 }
 
 fn set_gauges(snapshot: &PoolSnapshot) {
+    gauge!(names::DRAINING).set(if snapshot.draining { 1.0 } else { 0.0 });
     for pool in &snapshot.pools {
         let name = || pool.name.to_string();
         gauge!(names::SLOTS, "pool" => name()).set(f64::from(pool.max));

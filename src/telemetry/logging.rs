@@ -22,18 +22,46 @@ pub enum LoggingError {
 ///
 /// # Errors
 /// When the filter does not parse, or a log is there already.
-pub fn install(log: &Log) -> Result<(), LoggingError> {
-    // ractor wraps each actor's events into a span that says its number, which tells nobody anything.
-    let filter = EnvFilter::try_new(format!("ractor=off,{}", log.filter))
-        .map_err(|e| LoggingError::Filter { filter: log.filter.clone(), text: e.to_string() })?;
+pub fn install(log: &Log) -> Result<Filter, LoggingError> {
+    let first = filter(&log.filter)?;
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    let installed = if log.json {
-        builder.json().flatten_event(true).with_target(false).finish().try_init()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    // Twice the same, because each format makes another type of it.
+    let (set, installed): (Set, _) = if log.json {
+        let builder = builder.json().flatten_event(true).with_env_filter(first).with_filter_reloading();
+        let handle = builder.reload_handle();
+        (Box::new(move |filter| handle.reload(filter).is_ok()), builder.finish().try_init())
     } else {
-        builder.with_target(false).finish().try_init()
+        let builder = builder.with_env_filter(first).with_filter_reloading();
+        let handle = builder.reload_handle();
+        (Box::new(move |filter| handle.reload(filter).is_ok()), builder.finish().try_init())
     };
-    installed.map_err(|_| LoggingError::Twice)
+    installed.map_err(|_| LoggingError::Twice)?;
+    Ok(Filter { set })
+}
+
+type Set = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
+
+/// The filter of a log that is set up.
+pub struct Filter {
+    set: Set,
+}
+
+impl Filter {
+    /// Filters otherwise from now on.
+    ///
+    /// # Errors
+    /// When the filter does not parse; it stays as it was.
+    pub fn set(&self, text: &str) -> Result<(), LoggingError> {
+        let gone = LoggingError::Filter { filter: text.to_owned(), text: "the log is closed".into() };
+        if (self.set)(filter(text)?) { Ok(()) } else { Err(gone) }
+    }
+}
+
+fn filter(text: &str) -> Result<EnvFilter, LoggingError> {
+    // ractor wraps each actor's events into a span that says its number, which tells nobody anything.
+    EnvFilter::try_new(format!("ractor=off,{text}"))
+        .map_err(|e| LoggingError::Filter { filter: text.to_owned(), text: e.to_string() })
 }

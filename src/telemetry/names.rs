@@ -51,6 +51,9 @@ use Kind::{Counter, Gauge, Histogram};
 catalogue! {
     BUILD_INFO = "preheat_build_info", Gauge, ["version"], "1, labelled with the daemon's version.";
     START_TIME = "preheat_start_time_seconds", Gauge, [], "When the daemon started, in seconds since 1970.";
+    DRAINING = "preheat_draining", Gauge, [], "1 while the daemon is drained: it takes no builds, begins none and keeps no VMs.";
+    CONFIG_RELOAD_OK = "preheat_config_last_reload_successful", Gauge, [], "1 when the configuration that was last read is in force, 0 when it had a mistake.";
+    CONFIG_RELOAD_TIME = "preheat_config_last_reload_success_timestamp_seconds", Gauge, [], "When the configuration in force was read, in seconds since 1970.";
     SLOTS = "preheat_slots", Gauge, ["pool"], "Slots of the pool: VMs that may run at once.";
     SLOT_STATE = "preheat_slot_state", Gauge, ["pool", "slot", "state"], "1 for the state that the slot is in, 0 for the others.";
     VMS = "preheat_vms", Gauge, ["pool", "state"], "VMs of the pool by state.";

@@ -1,16 +1,15 @@
 //! The uploader: reads what is owed from the outbox, delivers what is due, a few at a time, and writes down what arrived.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::sink;
 use crate::build::actor::artifacts_path;
 use crate::clock::{self, UnixMillis};
-use crate::config::Config;
+use crate::config::Live;
 use crate::store::{Delivery, Store, StoreError};
 use crate::telemetry::events::{BuildPhaseEnded, Degraded, UploadTried, UploadsPending};
 
@@ -29,12 +28,14 @@ pub enum UploadMessage {
     Look,
     Owed(Vec<Delivery>),
     Tried(i64),
+    /// Answered when everything that is due was tried.
+    Settle(RpcReplyPort<()>),
 }
 
 /// What the uploader is made from.
 #[derive(Clone)]
 pub struct UploadArguments {
-    pub config: Arc<Config>,
+    pub config: Live,
     pub store: Store,
 }
 
@@ -49,6 +50,8 @@ pub struct Outgoing {
     timer: Option<AbortOnDropHandle<()>>,
     /// Somebody asked to look while a look was under way.
     again: bool,
+    /// Who waits until everything that is due was tried.
+    settling: Vec<RpcReplyPort<()>>,
 }
 
 impl Actor for Uploader {
@@ -62,7 +65,14 @@ impl Actor for Uploader {
         args: UploadArguments,
     ) -> Result<Outgoing, ActorProcessingErr> {
         me.cast(UploadMessage::Look)?;
-        Ok(Outgoing { args, under_way: HashMap::new(), reading: None, timer: None, again: false })
+        Ok(Outgoing {
+            args,
+            under_way: HashMap::new(),
+            reading: None,
+            timer: None,
+            again: false,
+            settling: Vec::new(),
+        })
     }
 
     async fn handle(
@@ -84,7 +94,12 @@ impl Actor for Uploader {
                 outgoing.under_way.remove(&id);
                 outgoing.look(&me);
             }
+            UploadMessage::Settle(reply) => {
+                outgoing.settling.push(reply);
+                outgoing.look(&me);
+            }
         }
+        outgoing.settle();
         Ok(())
     }
 }
@@ -102,7 +117,7 @@ pub async fn spawn(
 
 impl Outgoing {
     fn look(&mut self, me: &ActorRef<UploadMessage>) {
-        if self.args.config.uploads.is_empty() {
+        if self.args.config.get().uploads.is_empty() {
             return;
         }
         if self.reading.is_some() {
@@ -119,9 +134,18 @@ impl Outgoing {
         })));
     }
 
+    /// After each delivery the outbox is read again: when that has begun nothing, nothing is due.
+    fn settle(&mut self) {
+        if self.reading.is_none() && self.under_way.is_empty() {
+            for reply in self.settling.drain(..) {
+                reply.send(()).ok();
+            }
+        }
+    }
+
     fn owed(&mut self, me: &ActorRef<UploadMessage>, owed: Vec<Delivery>) {
         let now = UnixMillis::now();
-        for upload in &self.args.config.uploads {
+        for upload in &self.args.config.get().uploads {
             let pending = owed.iter().filter(|d| d.sink == upload.name).count() as u64;
             UploadsPending { sink: &upload.name, pending }.emit();
         }
@@ -160,12 +184,13 @@ fn wait(due: UnixMillis, now: UnixMillis) -> Option<Duration> {
 }
 
 async fn attempt(args: &UploadArguments, delivery: &Delivery) -> Result<(), StoreError> {
-    let sink = args.config.uploads.iter().find(|upload| upload.name == delivery.sink);
+    let config = args.config.get();
+    let sink = config.uploads.iter().find(|upload| upload.name == delivery.sink);
     let (Some(upload), Some(record)) = (sink, args.store.build(delivery.build).await?) else {
         // The sink was taken out of the configuration, or the build out of the journal: nothing is owed any more.
         return args.store.delivered(delivery.id).await;
     };
-    let artifacts = artifacts_path(&args.config, delivery.build);
+    let artifacts = artifacts_path(&config, delivery.build);
     let began = clock::now();
     let delivered = sink::deliver(&upload.sink, &record.view(None), &artifacts).await;
     let error = delivered.err().map(|e| e.to_string());

@@ -20,6 +20,8 @@ use crate::telemetry::events::{
 /// What the actor hears: commands from the pool, reports from its own tasks.
 pub enum VmMessage {
     Command(VmCommand),
+    /// Other deadlines hold from now on.
+    Follow(Box<Recipe>),
     Task(TaskReport),
 }
 
@@ -120,6 +122,7 @@ impl Actor for VmActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             VmMessage::Command(command) => life.command(&me, command),
+            VmMessage::Follow(recipe) => life.recipe = Arc::new(*recipe),
             VmMessage::Task(report) => life.task_reported(&me, report),
         }
         Ok(())

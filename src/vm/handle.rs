@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ractor::ActorRef;
 
 use super::actor::VmMessage;
+use super::birth::Recipe;
 use super::state::{VmPhase, VmStateName};
 use crate::guest::Channel;
 use crate::runtime::{Fault, VmName};
@@ -64,6 +65,11 @@ impl VmHandle {
     /// Sends a command. An actor that has ended has reported so, or its supervisor knows.
     pub fn command(&self, command: VmCommand) {
         self.actor.cast(VmMessage::Command(command)).ok();
+    }
+
+    /// What holds for it from now on. It is made from the same.
+    pub fn follow(&self, recipe: Recipe) {
+        self.actor.cast(VmMessage::Follow(Box::new(recipe))).ok();
     }
 
     /// The actor's identity, as supervision events carry it.

@@ -53,6 +53,8 @@ pub struct Fake {
     pub corrupt: Mutex<bool>,
     /// A cancel is noted, and nothing comes of it.
     pub deaf: Mutex<bool>,
+    pub draining: Mutex<bool>,
+    pub reload: Mutex<Result<ReloadView, Vec<String>>>,
     me: Weak<Self>,
     builds: Mutex<BTreeMap<u64, Record>>,
     changed: watch::Sender<u64>,
@@ -76,6 +78,8 @@ impl Fake {
             ready: Mutex::new(Ok(())),
             corrupt: Mutex::default(),
             deaf: Mutex::default(),
+            draining: Mutex::default(),
+            reload: Mutex::new(Ok(ReloadView::default())),
             builds: Mutex::default(),
             changed: watch::channel(0).0,
             places: Arc::new(Semaphore::new(places)),
@@ -209,6 +213,9 @@ pub fn artifact(path: &str, bytes: &[u8]) -> ArtifactView {
 
 impl Service for Fake {
     fn admit(&self) -> Result<Ticket, Refused> {
+        if *self.draining.lock().expect("whole") {
+            return Err(Refused::Draining);
+        }
         let place = Arc::clone(&self.places).try_acquire_owned();
         place.map(Ticket).map_err(|_| Refused::QueueFull { max: 0 })
     }
@@ -322,6 +329,39 @@ impl Service for Fake {
         self.vms.lock().expect("whole").clone()
     }
 
+    fn status(&self) -> StatusView {
+        let draining = *self.draining.lock().expect("whole");
+        let builds = self.builds.lock().expect("whole");
+        let running = builds.values().filter(|record| record.view.result.is_none()).count() as u32;
+        StatusView {
+            state: match (draining, running) {
+                (false, _) => DaemonState::Serving,
+                (true, 0) => DaemonState::Drained,
+                (true, _) => DaemonState::Draining,
+            },
+            builds_running: running,
+            builds_waiting: 0,
+            vms: running,
+            vms_quarantined: 1,
+            config: ConfigView::default(),
+        }
+    }
+
+    fn drain(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
+        *self.draining.lock().expect("whole") = true;
+        async move { Ok(self.status()) }.boxed()
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<StatusView, Refused>> {
+        *self.draining.lock().expect("whole") = false;
+        async move { Ok(self.status()) }.boxed()
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<ReloadView, Refused>> {
+        let answer = self.reload.lock().expect("whole").clone();
+        async move { answer.map_err(|mistakes| Refused::BadConfig { mistakes }) }.boxed()
+    }
+
     fn ready(&self) -> Result<(), String> {
         self.ready.lock().expect("whole").clone()
     }
@@ -356,7 +396,7 @@ impl Server {
         let book = Arc::clone(&seen);
         let mut options = Options {
             listen: address,
-            source_max: ByteSize(1 << 20),
+            source_max: Arc::new(|| ByteSize(1 << 20)),
             token: None,
             limits: Limits::default(),
             on_request: Arc::new(move |route, method, status, _| {

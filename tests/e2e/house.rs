@@ -267,8 +267,13 @@ impl House {
 
     /// Sends the daemon a signal and waits for its end: its exit code, if it had one.
     pub fn end(&self, signal: Signal) -> Option<i32> {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("alive");
+        self.ended()
+    }
+
+    /// Waits for the end of a daemon that was told to: its exit code, if it had one.
+    pub fn ended(&self) -> Option<i32> {
         let mut child = self.daemon().take().expect("it runs");
-        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("alive");
         let deadline = Deadline::after(STOP);
         while !deadline.left().is_zero() {
             if let Some(status) = child.try_wait().expect("ours") {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{Installation, LINUX};
-use crate::config::changes::{Applies, diff};
+use crate::config::changes::{Applies, diff, held_back};
 use crate::config::file::{Env, Role, merge, parse};
 use crate::config::load::{DEFAULT, load};
 use crate::config::rules::Folders;
@@ -179,6 +179,31 @@ fn pools_that_come_and_go_are_named_and_those_to_roll_too() {
     assert_eq!(names(&changes.pools_added), ["d"]);
     assert_eq!(names(&changes.pools_removed), ["a"]);
     assert_eq!(names(&changes.pools_to_roll()), ["b"]);
+}
+
+#[test]
+fn what_needs_a_restart_is_held_back_and_nothing_else_is() {
+    let load = |text: &str| Installation::new().file("preheat.toml", text).load().expect("no mistake").config;
+    let before = load("");
+    let after = load(
+        "[api]\nlisten = \"127.0.0.1:9\"\ntoken_file = \"token\"\nsource_max = \"1 GiB\"\n[log]\njson = true\nfilter = \"warn\"\n\
+         [runtime]\nprogram = \"other\"\ntart_home = \"elsewhere\"\n[runtime.deadlines]\nclone = \"7s\"\n",
+    );
+    let all = diff(&before, &after);
+    assert!(
+        all.is_held_back("api.listen") && all.is_held_back("home") && !all.is_held_back("api.source_max")
+    );
+    let held: Vec<_> = all.need_restart().map(|c| c.key.as_str()).collect();
+    assert_eq!(
+        held,
+        ["home", "runtime.program", "runtime.tart_home", "api.listen", "api.token_file", "log.json"]
+    );
+    let applied = diff(&before, &held_back(&before, after));
+    assert_eq!(applied.need_restart().count(), 0);
+    let live = |changes: &crate::config::changes::Changes| -> Vec<String> {
+        changes.changed.iter().filter(|c| c.applies != Applies::Restart).map(|c| c.key.clone()).collect()
+    };
+    assert_eq!(live(&applied), live(&all));
 }
 
 fn checked(text: &str) -> Option<Config> {

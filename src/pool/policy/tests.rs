@@ -14,6 +14,8 @@ use crate::pool::ledger::{Adoption, HostFull, Waiting};
 use crate::runtime::{Fault, GuestOs, ImageInfo, Reason};
 use crate::testing;
 
+mod rolling;
+
 /// Pools as `(name, warm, max, os)` on a host of `vms`.
 fn books(vms: u16, pools: &[(&str, u16, u16, GuestOs)]) -> Ledger {
     let mut config: Config = testing::config();

@@ -20,7 +20,10 @@ use crate::runtime::{ListedState, Reason};
 use crate::store::BuildRecord;
 use crate::testing;
 
+mod cancelling;
 mod crashes;
+mod draining;
+mod reloading;
 
 /// Longer than anything may take, in virtual time.
 const EVENTUALLY: Duration = Duration::from_secs(3600);
