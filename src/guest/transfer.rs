@@ -131,13 +131,13 @@ async fn send_tree(wire: &Wire, mut exec: Exec, tar: &Path) -> Result<Option<u64
     let bytes = sent.map_err(unreadable)?;
     match exec.wait().await {
         Status::Code(0) => Ok(Some(bytes)),
-        Status::Code(code) => Err(source_fault(complaint(&complaints, code))),
+        Status::Code(code) => Err(complaint(&complaints, code)),
         Status::Killed => Ok(None),
     }
 }
 
 fn source_fault(text: String) -> Fault {
-    Fault::new(Reason::VerbFailed, "put source", text)
+    Fault::new(Reason::TransferFailed, "put source", text)
 }
 
 /// Waits for a line, then unpacks what follows it. Owner and group are not the archive's: in the guest everything is the
@@ -149,19 +149,20 @@ pub(super) fn receive_command() -> String {
     )
 }
 
-fn complaint(stderr: &str, code: i32) -> String {
+fn complaint(stderr: &str, code: i32) -> Fault {
     if stderr.contains("No space left on device") || stderr.contains("Disk quota exceeded") {
-        return "the guest's disk is full: give the pool a larger `disk`, or send less".into();
+        let text = "the guest's disk is full: give the pool a larger `disk`, or send less";
+        return Fault::new(Reason::GuestDiskFull, "put source", text);
     }
     let first: Vec<&str> = stderr.lines().take(3).collect();
-    format!("tar in the guest ended with {code}: {}", first.join("; "))
+    source_fault(format!("tar in the guest ended with {code}: {}", first.join("; ")))
 }
 
 /// Takes files out: a listing, then one tar stream of all small files, then each large file by itself.
 pub(super) async fn take(wire: &Wire, take: &Take) -> Result<Vec<Taken>, TakeError> {
     match timeout_at(take.deadline.instant(), take_all(wire, take)).await {
         Ok(taken) => taken,
-        Err(_) => Err(Fault::new(Reason::VerbFailed, TAKE, "the artifacts were not out in time").into()),
+        Err(_) => Err(Fault::new(Reason::TransferFailed, TAKE, "the artifacts were not out in time").into()),
     }
 }
 
@@ -406,7 +407,7 @@ async fn read_pipelined(
 }
 
 fn failed(text: String) -> Fault {
-    Fault::new(Reason::VerbFailed, TAKE, text)
+    Fault::new(Reason::TransferFailed, TAKE, text)
 }
 
 fn in_sh(script: &str) -> String {

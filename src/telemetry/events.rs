@@ -261,6 +261,40 @@ impl PoolTroubled<'_> {
     }
 }
 
+/// The host is at fault, and no VM is born but a slow probe.
+pub struct BreakerOpened<'a> {
+    /// A [`Reason`](crate::runtime::Reason), or that there were too many failures.
+    pub reason: &'static str,
+    pub fault: &'a Fault,
+    pub wait: Duration,
+}
+impl BreakerOpened<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        counter!(names::HOST_BREAKER_OPENED, "reason" => self.reason).increment(1);
+        let hint = self.fault.reason.hint().unwrap_or_default();
+        error!(reason = self.reason, fault = %self.fault, hint, next_try_in_ms = self.wait.as_millis() as u64,
+            "the host has trouble: no vm is started");
+    }
+}
+
+/// macOS refuses a macOS guest before its time.
+pub struct GuestRefused<'a> {
+    pub pool: &'a PoolName,
+    pub fault: &'a Fault,
+    /// Slots that nobody holds.
+    pub leaked: u32,
+    pub wait: Duration,
+}
+impl GuestRefused<'_> {
+    /// Logs it.
+    pub fn emit(self) {
+        let hint = self.fault.reason.hint().unwrap_or_default();
+        error!(pool = %self.pool, reason = self.fault.reason.as_str(), fault = %self.fault, leaked = self.leaked, hint,
+            next_try_in_ms = self.wait.as_millis() as u64, "macos refuses a guest");
+    }
+}
+
 /// A build got a VM that answered.
 pub struct VmClaimed<'a> {
     pub build: BuildId,

@@ -56,6 +56,10 @@ catalogue! {
     VMS = "preheat_vms", Gauge, ["pool", "state"], "VMs of the pool by state.";
     POOL_TARGET = "preheat_pool_target", Gauge, ["pool"], "VMs that the pool is asked to keep warm.";
     POOL_OLDEST_NOT_READY = "preheat_pool_oldest_not_ready_timestamp_seconds", Gauge, ["pool"], "Since when the VM that has been coming up for longest is doing so, in seconds since 1970; 0 when none is.";
+    SLOTS_LOST = "preheat_slots_lost", Gauge, ["pool", "reason"], "Slots that are lost until somebody looks: quarantined with a guest that does not die, or leaked by macOS.";
+    HOST_BREAKER = "preheat_host_breaker", Gauge, ["state"], "1 for the state that the host's breaker is in, 0 for the others: open means that no VM is born but a slow probe.";
+    HOST_BREAKER_OPENED = "preheat_host_breaker_opened_total", Counter, ["reason"], "Times that the host's breaker opened or stayed open after a probe, by the reason.";
+    POOL_TROUBLE = "preheat_pool_trouble", Gauge, ["pool"], "1 while VMs of the pool fail to come up, whosever fault it is.";
     CLAIMS = "preheat_claims_total", Counter, ["pool", "result"], "Claims of a VM: a hit was served by a warm VM at once, a miss waited.";
     CLAIM_SECONDS = "preheat_claim_duration_seconds", Histogram(WAIT), ["pool", "result"], "From the claim of a VM to its lease.";
     VM_BOOT_SECONDS = "preheat_vm_boot_seconds", Histogram(BOOT), ["pool", "path"], "From run to warm, by path: cold or resume.";

@@ -308,12 +308,14 @@ impl Service for Fake {
             max: 2,
             vms: [("warm".to_owned(), 2)].into(),
             waiting: 0,
+            lost: 0,
             trouble: Some(TroubleView {
                 reason: "no_address".into(),
                 text: "no address in time".into(),
                 hint: Some("look at DHCP".into()),
                 failures: 3,
                 next_try_ms: UnixMillis::now(),
+                scope: preheat::api::wire::TroubleScope::Pool,
             }),
         }]
     }
