@@ -22,8 +22,8 @@ use crate::host;
 use crate::ids::{BuildId, Generation, PoolName};
 use crate::runtime::{Fault, ImageInfo, Reason, Runtime, VmName};
 use crate::telemetry::events::{
-    ActorRestarted, AdoptionEnd, BreakerOpened, GuestRefused, PoolTroubled, RetireReason, StaleReport, VmAdopted,
-    VmCreated,
+    ActorRestarted, AdoptionEnd, BreakerOpened, GuestRefused, PoolTroubled, RetireReason, StaleReport,
+    VmAdopted, VmCreated,
 };
 use crate::vm::actor::{self as vm_actor, Begin, VmArguments};
 use crate::vm::handle::{Reporter, VmCommand, VmHandle, VmReport};
@@ -52,8 +52,10 @@ pub enum PoolMessage {
         build: BuildId,
     },
     Vm(VmName, VmReport),
-    /// VMs that could not be removed are to be tried again.
-    RetryQuarantined,
+    /// A VM that could not be removed is to be tried again.
+    RetryQuarantined(VmName),
+    /// A VM's process or its files are not on the host.
+    Vanished(VmName),
     Image(PoolName, Result<ImageInfo, Fault>),
     Disk(Option<host::Disk>),
     Tick,
@@ -134,7 +136,7 @@ impl Actor for PoolManager {
         let claiming = match &message {
             PoolMessage::Claim { build, .. } => Some(*build),
             PoolMessage::Withdraw(_) | PoolMessage::Return { .. } | PoolMessage::Vm(..) => None,
-            PoolMessage::RetryQuarantined | PoolMessage::TakeUp { .. } => None,
+            PoolMessage::RetryQuarantined(_) | PoolMessage::Vanished(_) | PoolMessage::TakeUp { .. } => None,
             PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick | PoolMessage::Stop(_) => None,
         };
         books.hear(&me, message);
@@ -189,10 +191,11 @@ impl PoolBooks {
             }
             PoolMessage::Return { vm, build } => self.returned(&vm, build),
             PoolMessage::Vm(vm, report) => self.vm_reported(me, &vm, report),
-            PoolMessage::RetryQuarantined => {
-                let lost = self.ledger.vms.values().filter(|row| row.stage == Stage::Lost);
-                lost.for_each(|row| self.command(&row.name, VmCommand::Remove(RetireReason::Failed)));
+            PoolMessage::RetryQuarantined(vm) => {
+                let lost = self.ledger.vms.get(&vm).filter(|row| row.stage == Stage::Lost);
+                lost.iter().for_each(|row| self.command(&row.name, VmCommand::Remove(RetireReason::Failed)));
             }
+            PoolMessage::Vanished(vm) => self.command(&vm, VmCommand::Vanished),
             PoolMessage::Image(pool, answer) => self.image_answered(&pool, answer),
             PoolMessage::Disk(disk) => {
                 self.disk_asked = None;
@@ -257,6 +260,7 @@ impl PoolBooks {
                 self.mourn(vm);
             }
             VmReport::Quarantined { .. } => {
+                self.ledger.failures += 1;
                 self.ledger.lost(vm);
                 self.mourn(vm);
             }
@@ -351,6 +355,7 @@ impl PoolBooks {
     }
 
     fn failed(&mut self, me: &ActorRef<PoolMessage>, vm: &VmName, phase: VmPhase, fault: Fault) {
+        self.ledger.failures += 1;
         let text = fault.to_string();
         match phase {
             // The build that has it hears of it through its own connection, or just has; and it may have caused it.
@@ -570,6 +575,7 @@ impl PoolBooks {
             return;
         }
         ActorRestarted { actor: "vm", why }.emit();
+        self.ledger.failures += 1;
         let build = self.ledger.dying(&vm);
         self.not_adopted(me, &vm, build, why);
         if self.spawn_vm(me, &vm, Begin::Removal).await.is_err() {

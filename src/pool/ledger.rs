@@ -223,6 +223,8 @@ pub struct Ledger {
     pub breaker: Breaker,
     /// What is left of macOS's slots.
     pub limit: MacosLimit,
+    /// VMs that failed, and removals: who clears up looks when it changes.
+    pub failures: u64,
     next_generation: Generation,
 }
 
@@ -250,6 +252,7 @@ impl Ledger {
             disk_low: false,
             breaker: Breaker::new(config.host.vms),
             limit: MacosLimit::default(),
+            failures: 0,
             next_generation: first,
         }
     }

@@ -23,6 +23,8 @@ pub struct PoolSnapshot {
     pub oldest_waiting: Option<UnixMillis>,
     /// Of the host.
     pub breaker: BreakerState,
+    /// VMs that failed, and removals, since the start.
+    pub failures: u64,
 }
 
 /// One pool at one moment.
@@ -104,6 +106,7 @@ pub fn of(ledger: &Ledger, config: &Config, generation: u64, now: Instant, wall:
             .collect(),
         oldest_waiting: ledger.waiting.iter().map(|w| w.since).min(),
         breaker: ledger.breaker.state(),
+        failures: ledger.failures,
     }
 }
 

@@ -103,17 +103,18 @@ fn internal(error: StoreError) -> Refused {
 }
 
 impl Service for Core {
-    fn admit(&self) -> Result<Ticket, Refused> {
+    fn admit(&self, bytes: Option<u64>) -> Result<Ticket, Refused> {
         if self.stopping.is_cancelled() {
             return Err(Refused::Stopping);
         }
         let min = self.config.host.disk_free_min.0;
-        if let Some(disk) = self.disk().filter(|disk| disk.free < min) {
-            return Err(Refused::DiskLow {
-                free: disk.free,
-                min,
-                folder: self.config.home.path().to_owned(),
-            });
+        let folder = || self.config.home.path().to_owned();
+        match (self.disk().map(|disk| disk.free), bytes) {
+            (Some(free), _) if free < min => return Err(Refused::DiskLow { free, min, folder: folder() }),
+            (Some(free), Some(bytes)) if free < min.saturating_add(bytes) => {
+                return Err(Refused::DiskTooSmall { bytes, free, min, folder: folder() });
+            }
+            (Some(_) | None, _) => {}
         }
         self.place().ok_or(Refused::QueueFull { max: self.config.host.builds_max })
     }

@@ -7,6 +7,7 @@ pub mod core;
 pub mod handle;
 pub mod intensity;
 pub mod resume;
+mod rounds;
 mod run;
 
 pub use run::{Daemon, RunError, run};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::events::{self, AdoptionEnd, JanitorAction, RetireReason};
+use super::events::{self, AdoptionEnd, JanitorAction, RetireReason, Stored};
 use super::names::{self, Kind};
 use super::process;
 use crate::build::spec::BuildResult;
@@ -93,6 +93,12 @@ impl Exporter {
         counter!(names::HOST_BREAKER_OPENED, "reason" => INTENSITY).absolute(0);
         for action in JanitorAction::ALL {
             counter!(names::JANITOR_ACTIONS, "action" => action.as_str()).absolute(0);
+        }
+        gauge!(names::ORPHANS_STUCK).set(0.0);
+        for what in Stored::ALL {
+            gauge!(names::DISK_USED, "what" => what.as_str()).set(0.0);
+            gauge!(names::DISK_APPARENT, "what" => what.as_str()).set(0.0);
+            counter!(names::DISK_REMOVED, "what" => what.as_str()).absolute(0);
         }
         for actor in ["pool", "build", "uploader"] {
             counter!(names::ACTOR_RESTARTS, "actor" => actor).absolute(0);

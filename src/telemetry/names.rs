@@ -78,6 +78,10 @@ catalogue! {
     RUNTIME_VERB_SECONDS = "preheat_runtime_verb_duration_seconds", Histogram(VERB), ["verb", "result"], "One verb of the VM runtime.";
     JANITOR_ACTIONS = "preheat_janitor_actions_total", Counter, ["action"], "What the janitor did about what it found.";
     RECONCILE_LAST_SUCCESS = "preheat_reconcile_last_success_timestamp_seconds", Gauge, [], "When the host's VMs were last compared with the books, in seconds since 1970.";
+    ORPHANS_STUCK = "preheat_orphans_stuck", Gauge, [], "VMs of ours that are in no book and could not be removed: whatever they hold of the host is lost.";
+    DISK_USED = "preheat_disk_used_bytes", Gauge, ["what"], "Blocks that builds, the spool, VMs with their images, and VMs' logs take; where clones share blocks unseen (APFS), an upper bound.";
+    DISK_APPARENT = "preheat_disk_apparent_bytes", Gauge, ["what"], "What the lengths of the same files add up to, holes included.";
+    DISK_REMOVED = "preheat_disk_removed_total", Counter, ["what"], "Builds, sources and logs that were removed because they were kept long enough or the disk was short.";
     UPLOADS_PENDING = "preheat_uploads_pending", Gauge, ["sink"], "Results not yet delivered to the sink.";
     UPLOAD_ATTEMPTS = "preheat_upload_attempts_total", Counter, ["sink", "result"], "Attempts to deliver a result.";
     HOST_DISK_FREE = "preheat_host_disk_free_bytes", Gauge, [], "Free bytes on the volume of the installation.";

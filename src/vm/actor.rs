@@ -12,7 +12,7 @@ use super::removal::{self, Watch};
 use super::state::{self, BirthPhase, Effect, Event, VmPhase, VmStateName};
 use crate::clock::{self, Deadline, Instant};
 use crate::guest::{Channel, Connector};
-use crate::runtime::{Fault, RunProcess, Runtime};
+use crate::runtime::{Fault, Reason, RunProcess, Runtime};
 use crate::telemetry::events::{
     RetireReason, StaleReport, VmFailed, VmPhaseEnded, VmQuarantined, VmRetired, VmWarmed,
 };
@@ -152,6 +152,10 @@ impl VmLife {
                     VmRetired { vm: &self.recipe.name, reason }.emit();
                 }
                 self.step(me, Event::RemovalAsked);
+            }
+            VmCommand::Vanished => {
+                let text = "its process or its files are gone from the host";
+                self.fail(me, self.phase(), &Fault::new(Reason::GuestStopped, "janitor", text));
             }
         }
     }

@@ -208,7 +208,7 @@ pub fn artifact(path: &str, bytes: &[u8]) -> ArtifactView {
 }
 
 impl Service for Fake {
-    fn admit(&self) -> Result<Ticket, Refused> {
+    fn admit(&self, _bytes: Option<u64>) -> Result<Ticket, Refused> {
         let place = Arc::clone(&self.places).try_acquire_owned();
         place.map(Ticket).map_err(|_| Refused::QueueFull { max: 0 })
     }

@@ -145,3 +145,79 @@ async fn with_one_slot_leaked_builds_go_on_in_the_other_at_once() {
     }
     assert!(world.sim.running_most() <= 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_orphan_that_a_failure_leaves_is_gone_soon_after_and_not_a_minute_later() {
+    let world = world(1, 1).await;
+    world.until_warm(1).await;
+    // Rounds begin a minute after the last one; this is just behind one.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    world.sim.plant("preheat-linux-7-1", ListedState::Running);
+    world.sim.plant("somebodys-own", ListedState::Running);
+    world.sim.plant("preheat-mine", ListedState::Stopped);
+    world.sim.kill_guest(&world.warm_names()[0]);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let left = world.sim.names();
+    assert!(!left.contains(&"preheat-linux-7-1".to_owned()), "{left:?}");
+    assert!(left.contains(&"somebodys-own".to_owned()) && left.contains(&"preheat-mine".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_pool_does_not_make_the_janitor_run_in_circles() {
+    let sim = Sim::new();
+    sim.always(Step::Connect, Behaviour::Err(Reason::SshTimeout));
+    let world = world_with(sim, two_pools).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let lists = world.sim.count(Step::List);
+    assert!((10..=130).contains(&lists), "at most one in five seconds: {lists}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_whose_files_vanished_is_replaced() {
+    let world = world(1, 1).await;
+    world.until_warm(1).await;
+    let first = world.warm_names()[0].clone();
+    world.sim.vanish(&first);
+    world.until("replaced", |s| s.vms.iter().all(|vm| vm.name != first)).await;
+    world.until_warm(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ended_builds_go_by_count_and_what_is_owed_or_newest_stays() {
+    let world = world_with(Sim::new(), |config| {
+        config.pools.insert("linux".parse().expect("a name"), testing::pool("linux"));
+        config.builds.keep = 1;
+        config.uploads.push(crate::config::Upload {
+            name: "nowhere".into(),
+            sink: crate::config::UploadSink::Folder { path: "/dev/null/not-a-folder".into() },
+        });
+    })
+    .await;
+    let owed = world.submit("echo", |_| {}).await;
+    let ended = |v: &BuildView| v.result.is_some();
+    view_until(&world.daemon, owed, "ended", ended).await;
+    // Two more, of which nothing is owed.
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        let id = world.submit("echo", |_| {}).await;
+        view_until(&world.daemon, id, "ended", ended).await;
+        for delivery in world.daemon.context.store.owed().await.expect("read") {
+            if delivery.build == id {
+                world.daemon.context.store.delivered(delivery.id).await.expect("written");
+            }
+        }
+        others.push(id);
+    }
+    let stray = world.config.home.builds().join("4711");
+    std::fs::create_dir_all(&stray).expect("made");
+    let there = |id: BuildId| crate::build::actor::folder(&world.config, id).is_dir();
+    let look = async {
+        while there(others[0]) || stray.is_dir() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    timeout(EVENTUALLY, look).await.expect("the older one and the stray go");
+    assert!(there(owed), "it is not delivered");
+    assert!(there(others[1]), "the newest");
+    assert!(world.daemon.core.build(others[0]).await.is_err(), "the journal has forgotten it");
+}
