@@ -9,6 +9,7 @@ pub mod guest;
 pub mod host;
 pub mod ids;
 pub mod janitor;
+pub mod jitter;
 pub mod pool;
 pub mod runtime;
 pub mod source;

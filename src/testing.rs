@@ -20,6 +20,7 @@ pub fn config() -> Config {
             cores: None,
             memory: None,
             disk_free_min: ByteSize(0),
+            disk_free_low: ByteSize(0),
             builds_max: 100,
         },
         runtime: RuntimeConfig {
@@ -42,11 +43,19 @@ pub fn config() -> Config {
             log_max: ByteSize(1 << 20),
             artifacts_max: ByteSize(1 << 30),
             keep: 100,
+            keep_age: Duration::from_secs(90 * 86400),
+            keep_bytes: None,
         },
         stop: Stop { drain_timeout: seconds(10) },
         pools: BTreeMap::new(),
         uploads: Vec::new(),
-        log: Log { filter: "info".into(), json: false },
+        log: Log {
+            filter: "info".into(),
+            json: false,
+            vm_keep: 100,
+            vm_keep_age: Duration::from_secs(14 * 86400),
+            vm_keep_bytes: None,
+        },
         home,
     }
 }

@@ -237,7 +237,7 @@ async fn a_full_queue_is_told_before_the_source_is_read_and_places_come_back() {
     let server = Server::start(&fake).await;
     let url = server.at("/api/v1/builds");
     let place = fake.clone();
-    let held = preheat::api::service::Service::admit(&*place).expect("free");
+    let held = preheat::api::service::Service::admit(&*place, None).expect("free");
     assert_eq!(refused(http().post(&url).body(vec![0; 1 << 20])).await, (429, "queue_full".into()));
     drop(held);
     // A refused submission gives its place back, too.

@@ -65,7 +65,7 @@ fn status(refused: &Refused) -> StatusCode {
     match refused {
         Refused::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
         Refused::Stopping | Refused::Draining => StatusCode::SERVICE_UNAVAILABLE,
-        Refused::DiskLow { .. } => StatusCode::INSUFFICIENT_STORAGE,
+        Refused::DiskLow { .. } | Refused::DiskTooSmall { .. } => StatusCode::INSUFFICIENT_STORAGE,
         Refused::PoolUnknown { .. }
         | Refused::BadSpec { .. }
         | Refused::BadSource { .. }

@@ -28,6 +28,11 @@ pub enum Refused {
     /// The disk is nearly full.
     #[error("{free} bytes are free on the disk of `{folder}`, and builds need {min}")]
     DiskLow { free: u64, min: u64, folder: PathBuf },
+    /// The disk would be nearly full with the source on it.
+    #[error(
+        "the source has {bytes} bytes, {free} are free on the disk of `{folder}`, and builds need {min} beside it"
+    )]
+    DiskTooSmall { bytes: u64, free: u64, min: u64, folder: PathBuf },
     /// No pool has the name.
     #[error("there is no pool `{pool}`; there is {known}")]
     PoolUnknown { pool: String, known: String },
@@ -61,7 +66,7 @@ impl Refused {
             Self::QueueFull { .. } => "queue_full",
             Self::Stopping => "stopping",
             Self::Draining => "draining",
-            Self::DiskLow { .. } => "disk_low",
+            Self::DiskLow { .. } | Self::DiskTooSmall { .. } => "disk_low",
             Self::PoolUnknown { .. } => "pool_unknown",
             Self::BadSpec { .. } => "bad_spec",
             Self::BadSource { .. } => "bad_source",
@@ -79,7 +84,9 @@ impl Refused {
             Self::QueueFull { .. } => Some("wait and try again, or raise `host.builds_max`".into()),
             Self::Stopping => Some("try again when it is back".into()),
             Self::Draining => Some("`preheat resume` lets it go on".into()),
-            Self::DiskLow { .. } => Some("free disk space, or lower `host.disk_free_min`".into()),
+            Self::DiskLow { .. } | Self::DiskTooSmall { .. } => {
+                Some("free disk space, or lower `host.disk_free_min`".into())
+            }
             Self::PoolUnknown { .. } => Some("name one with --pool or in .preheat.toml".into()),
             Self::BadSpec { hint, .. } | Self::BadSource { hint, .. } => hint.clone(),
             Self::BadConfig { .. } => Some(
@@ -96,7 +103,11 @@ impl Refused {
     pub fn view(&self) -> ErrorView {
         let mistakes = match self {
             Self::BadConfig { mistakes } => mistakes.clone(),
-            Self::QueueFull { .. } | Self::Stopping | Self::Draining | Self::DiskLow { .. } => Vec::new(),
+            Self::QueueFull { .. }
+            | Self::Stopping
+            | Self::Draining
+            | Self::DiskLow { .. }
+            | Self::DiskTooSmall { .. } => Vec::new(),
             Self::PoolUnknown { .. } | Self::BadSpec { .. } | Self::BadSource { .. } => Vec::new(),
             Self::BuildUnknown(_) | Self::ArtifactUnknown { .. } | Self::BuildOver(_) => Vec::new(),
             Self::Internal(_) => Vec::new(),
@@ -107,8 +118,8 @@ impl Refused {
 
 /// The daemon, as HTTP sees it.
 pub trait Service: Send + Sync + 'static {
-    /// Asks for a place before a body is read.
-    fn admit(&self) -> Result<Ticket, Refused>;
+    /// Asks for a place before a body of so many bytes is read, as far as it says how many.
+    fn admit(&self, bytes: Option<u64>) -> Result<Ticket, Refused>;
 
     /// Where a body is to be received: a folder on the same file system as the journal.
     fn spool(&self) -> PathBuf;

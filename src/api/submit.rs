@@ -53,9 +53,9 @@ pub async fn submit(State(app): State<App>, request: Request) -> Reply {
         }
         Kind::Form => SubmitSpec::default(),
     };
-    declared_length(request.headers(), &app)?;
+    let bytes = declared_length(request.headers(), &app)?;
     let turn = app.submission()?;
-    let ticket = app.service.admit()?;
+    let ticket = app.service.admit(bytes)?;
     let (spec, source) = match kind {
         Kind::Plain => (described, plain(&app, request).await?),
         Kind::Form => form(&app, request).await?,
@@ -87,13 +87,13 @@ fn kind(headers: &HeaderMap) -> Result<Kind, ApiError> {
 }
 
 /// What is too large by its own word need not be read.
-fn declared_length(headers: &HeaderMap, app: &App) -> Result<(), ApiError> {
+fn declared_length(headers: &HeaderMap, app: &App) -> Result<Option<u64>, ApiError> {
     let declared = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let max = (app.options.source_max)().0.saturating_add(SPEC_BYTES_MAX as u64 + FORM_BYTES_SLACK);
     if declared.is_some_and(|bytes| bytes > max) {
         Err(source_too_large((app.options.source_max)()))
     } else {
-        Ok(())
+        Ok(declared)
     }
 }
 

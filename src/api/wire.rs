@@ -238,9 +238,16 @@ pub struct PoolView {
     /// VMs by state.
     pub vms: BTreeMap<String, u16>,
     pub waiting: u16,
+    /// Slots that are lost until somebody looks: a guest that does not die, a place that macOS does not give back.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u16,
     /// Present while VMs of this pool fail to come up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<TroubleView>,
+}
+
+fn is_zero(n: &u16) -> bool {
+    *n == 0
 }
 
 /// Why a pool has fewer VMs than it should.
@@ -254,6 +261,18 @@ pub struct TroubleView {
     /// Failures in a row.
     pub failures: u32,
     pub next_try_ms: UnixMillis,
+    /// `host` where it is the host's, and every pool has it; else `pool`.
+    #[serde(default)]
+    pub scope: TroubleScope,
+}
+
+/// Whose trouble it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TroubleScope {
+    #[default]
+    Pool,
+    Host,
 }
 
 /// `GET /api/v1/vms`.

@@ -26,6 +26,7 @@ use crate::api::wire::Claim;
 use crate::clock::UnixMillis;
 use crate::config::{Config, Live};
 use crate::ids::BuildId;
+use crate::jitter;
 use crate::pool::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
 use crate::store::{BuildRecord, Store, StoreError};
 use crate::telemetry::events::{BuildEnded, BuildRetried, Degraded, StaleReport, VmClaimed};
@@ -433,8 +434,8 @@ impl BuildLife {
             "attempt {} failed, and not by your doing: {why}; it is tried again",
             self.record.attempt
         ));
-        let doublings = u32::from(self.record.attempt.saturating_sub(1)).min(10);
-        let pause = RETRY_PAUSE.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX);
+        let failures = u32::from(self.record.attempt);
+        let pause = jitter::backoff(RETRY_PAUSE, RETRY_PAUSE_MAX, failures, jitter::next());
         self.record.running = false;
         self.record.artifacts.clear();
         self.record.place = None;

@@ -17,6 +17,8 @@ fn defaults() -> Builds {
         log_max: ByteSize(1 << 20),
         artifacts_max: ByteSize(1 << 20),
         keep: 10,
+        keep_age: Duration::from_secs(3600),
+        keep_bytes: None,
     }
 }
 

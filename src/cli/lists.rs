@@ -55,6 +55,10 @@ pub async fn pools(client: &Client, json: bool) -> Result<Exit, Problem> {
     out(&table(&["POOL", "IMAGE", "WARM", "MAX", "WAITING", "VMS"], &rows));
     let now = UnixMillis::now();
     for pool in &list.pools {
+        if pool.lost > 0 {
+            let what = if pool.lost == 1 { "slot is" } else { "slots are" };
+            out(&format!("\npool {}: {} {what} lost until somebody looks\n", pool.name, pool.lost));
+        }
         if let Some(trouble) = &pool.trouble {
             let next = took(trouble.next_try_ms.since(now));
             let failed = format!("{} failures in a row, next try in {next}", trouble.failures);

@@ -94,9 +94,7 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     let Stop { drain_timeout } = stop;
     changes.note("stop", "drain_timeout", (drain_timeout, &new.stop.drain_timeout), Live);
     changes.note("", "upload", (uploads, &new.uploads), Live);
-    let Log { filter, json } = log;
-    changes.note("log", "filter", (filter, &new.log.filter), Live);
-    changes.note("log", "json", (json, &new.log.json), Restart);
+    of_log(&mut changes, log, &new.log);
     for (name, pool) in pools {
         match new.pools.get(name) {
             Some(now) => of_pool(&mut changes, name, pool, now),
@@ -119,13 +117,23 @@ pub fn held_back(old: &Config, new: Config) -> Config {
     now
 }
 
+fn of_log(changes: &mut Changes, old: &Log, new: &Log) {
+    let Log { filter, json, vm_keep, vm_keep_age, vm_keep_bytes } = old;
+    changes.note("log", "filter", (filter, &new.filter), Applies::Live);
+    changes.note("log", "json", (json, &new.json), Applies::Restart);
+    changes.note("log", "vm_keep", (vm_keep, &new.vm_keep), Applies::Live);
+    changes.note("log", "vm_keep_age", (vm_keep_age, &new.vm_keep_age), Applies::Live);
+    changes.note("log", "vm_keep_bytes", (vm_keep_bytes, &new.vm_keep_bytes), Applies::Live);
+}
+
 fn of_host(changes: &mut Changes, old: &Host, new: &Host) {
-    let Host { vms, macos_guests, cores, memory, disk_free_min, builds_max } = old;
+    let Host { vms, macos_guests, cores, memory, disk_free_min, disk_free_low, builds_max } = old;
     changes.note("host", "vms", (vms, &new.vms), Applies::Live);
     changes.note("host", "macos_guests", (macos_guests, &new.macos_guests), Applies::Live);
     changes.note("host", "cores", (cores, &new.cores), Applies::Live);
     changes.note("host", "memory", (memory, &new.memory), Applies::Live);
     changes.note("host", "disk_free_min", (disk_free_min, &new.disk_free_min), Applies::Live);
+    changes.note("host", "disk_free_low", (disk_free_low, &new.disk_free_low), Applies::Live);
     changes.note("host", "builds_max", (builds_max, &new.builds_max), Applies::Live);
 }
 
@@ -143,7 +151,17 @@ fn of_runtime(changes: &mut Changes, old: &RuntimeConfig, new: &RuntimeConfig) {
 }
 
 fn of_builds(changes: &mut Changes, old: &Builds, new: &Builds) {
-    let Builds { timeout, step_timeout, retries, kill_grace, log_max, artifacts_max, keep } = old;
+    let Builds {
+        timeout,
+        step_timeout,
+        retries,
+        kill_grace,
+        log_max,
+        artifacts_max,
+        keep,
+        keep_age,
+        keep_bytes,
+    } = old;
     changes.note("builds", "timeout", (timeout, &new.timeout), Applies::Live);
     changes.note("builds", "step_timeout", (step_timeout, &new.step_timeout), Applies::Live);
     changes.note("builds", "retries", (retries, &new.retries), Applies::Live);
@@ -151,6 +169,8 @@ fn of_builds(changes: &mut Changes, old: &Builds, new: &Builds) {
     changes.note("builds", "log_max", (log_max, &new.log_max), Applies::Live);
     changes.note("builds", "artifacts_max", (artifacts_max, &new.artifacts_max), Applies::Live);
     changes.note("builds", "keep", (keep, &new.keep), Applies::Live);
+    changes.note("builds", "keep_age", (keep_age, &new.keep_age), Applies::Live);
+    changes.note("builds", "keep_bytes", (keep_bytes, &new.keep_bytes), Applies::Live);
 }
 
 /// What a VM is made of needs new VMs; what is decided about VMs is live.

@@ -15,6 +15,8 @@ const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
+/// As durations are written: a year of 365.25 days.
+const YEAR: u64 = 31_557_600 * SECOND;
 
 /// What a bound counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +90,8 @@ pub const HOST_MEMORY: Bound = bytes(256 * MIB, 16 * TIB, "with less no VM boots
 /// `host.disk_free_min`
 pub const DISK_FREE_MIN: Bound =
     bytes(64 * MIB, 16 * TIB, "with less the journal of builds itself would have no room");
+/// `host.disk_free_low`
+pub const DISK_FREE_LOW: Bound = bytes(0, 16 * TIB, "0 never brings anything forward, and no disk has more");
 /// `host.builds_max`
 pub const BUILDS_MAX: Bound = count(1, 10_000, "each holds its source on the disk until it is over");
 
@@ -115,6 +119,17 @@ pub const ARTIFACTS_MAX: Bound = bytes(MIB, TIB, "artifacts must fit on the disk
 /// `builds.keep`
 pub const KEEP: Bound =
     count(1, 100_000, "the last build is always kept, and each one kept takes disk space");
+/// `builds.keep_age`, `log.vm_keep_age`
+pub const KEEP_AGE: Bound =
+    millis(HOUR, 10 * YEAR, "what just ended is asked for, and nothing is kept for ever");
+/// `builds.keep_bytes`
+pub const KEEP_BYTES: Bound = bytes(MIB, 1024 * TIB, "the last build is always kept, and no disk has more");
+/// `log.vm_keep`
+pub const VM_KEEP: Bound =
+    count(1, 100_000, "the last one is always kept, and each one kept takes disk space");
+/// `log.vm_keep_bytes`
+pub const VM_KEEP_BYTES: Bound =
+    bytes(64 * KIB, TIB, "a log should hold a failure's text, and must fit on the disk");
 
 /// `pool.*.warm`
 pub const POOL_WARM: Bound = count(0, 512, "no host runs more VMs");

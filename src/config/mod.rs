@@ -108,6 +108,8 @@ pub struct Host {
     pub memory: Option<ByteSize>,
     /// Under this much free space on `$PREHEAT_HOME`'s volume no build is accepted and no VM is cloned.
     pub disk_free_min: ByteSize,
+    /// Under this much, what is over and delivered goes before its time.
+    pub disk_free_low: ByteSize,
     /// Builds that may wait or run at once; the next is refused.
     pub builds_max: u16,
 }
@@ -158,6 +160,10 @@ pub struct Builds {
     pub artifacts_max: ByteSize,
     /// Ended builds that are kept, newest first.
     pub keep: u32,
+    /// And of them those that ended less than this ago.
+    pub keep_age: Duration,
+    /// All of them together; `None` does not bound them.
+    pub keep_bytes: Option<ByteSize>,
 }
 
 /// How the daemon ends.
@@ -241,6 +247,12 @@ pub struct Log {
     pub filter: String,
     /// One JSON object a line instead of text.
     pub json: bool,
+    /// What gone VMs printed: so many files are kept, newest first.
+    pub vm_keep: u32,
+    /// And of them those that were written to less than this ago.
+    pub vm_keep_age: Duration,
+    /// All of them together; `None` does not bound them.
+    pub vm_keep_bytes: Option<ByteSize>,
 }
 
 #[cfg(test)]

@@ -68,6 +68,7 @@ fn host(mut s: Section<'_>) -> Option<Host> {
     let cores = s.count_or("cores", &bound::HOST_CORES, UNLIMITED);
     let memory = s.size_or("memory", &bound::HOST_MEMORY, 1, UNLIMITED);
     let disk_free_min = s.size("disk_free_min", &bound::DISK_FREE_MIN);
+    let disk_free_low = s.size("disk_free_low", &bound::DISK_FREE_LOW);
     let builds_max = s.count("builds_max", &bound::BUILDS_MAX);
     if macos_guests.is_some_and(|n: u16| n > 2) {
         let key = s.key("macos_guests");
@@ -81,6 +82,7 @@ fn host(mut s: Section<'_>) -> Option<Host> {
         cores: cores?,
         memory: memory?,
         disk_free_min: disk_free_min?,
+        disk_free_low: disk_free_low?,
         builds_max: builds_max?,
     })
 }
@@ -156,6 +158,8 @@ fn builds(mut s: Section<'_>) -> Option<Builds> {
     let log_max = s.size("log_max", &bound::LOG_MAX);
     let artifacts_max = s.size("artifacts_max", &bound::ARTIFACTS_MAX);
     let keep = s.count("keep", &bound::KEEP);
+    let keep_age = s.duration("keep_age", &bound::KEEP_AGE);
+    let keep_bytes = s.size_or("keep_bytes", &bound::KEEP_BYTES, 1, UNLIMITED);
     s.end();
     Some(Builds {
         timeout: timeout?,
@@ -165,6 +169,8 @@ fn builds(mut s: Section<'_>) -> Option<Builds> {
         log_max: log_max?,
         artifacts_max: artifacts_max?,
         keep: keep?,
+        keep_age: keep_age?,
+        keep_bytes: keep_bytes?,
     })
 }
 
@@ -177,8 +183,17 @@ fn stop(mut s: Section<'_>) -> Option<Stop> {
 fn log(mut s: Section<'_>) -> Option<Log> {
     let filter = s.text("filter", "a level, or levels by module", rules::log_filter);
     let json = s.flag("json");
+    let vm_keep = s.count("vm_keep", &bound::VM_KEEP);
+    let vm_keep_age = s.duration("vm_keep_age", &bound::KEEP_AGE);
+    let vm_keep_bytes = s.size_or("vm_keep_bytes", &bound::VM_KEEP_BYTES, 1, UNLIMITED);
     s.end();
-    Some(Log { filter: filter?, json: json? })
+    Some(Log {
+        filter: filter?,
+        json: json?,
+        vm_keep: vm_keep?,
+        vm_keep_age: vm_keep_age?,
+        vm_keep_bytes: vm_keep_bytes?,
+    })
 }
 
 fn uploads(root: &mut Section<'_>, folders: &Folders) -> Option<Vec<Upload>> {

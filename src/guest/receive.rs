@@ -145,7 +145,8 @@ pub(super) fn receive_tar(from: impl Read, wanted: &[String], sink: &Sink) -> Re
     match wanted.into_iter().min() {
         None => Ok(taken.into_values().collect()),
         Some(missing) => {
-            Err(Fault::new(Reason::VerbFailed, "take artifacts", format!("`{missing}` did not come")).into())
+            Err(Fault::new(Reason::TransferFailed, "take artifacts", format!("`{missing}` did not come"))
+                .into())
         }
     }
 }
@@ -156,7 +157,7 @@ fn without_dot(name: &[u8]) -> &[u8] {
 
 fn broken(error: &io::Error) -> TakeError {
     Fault::new(
-        Reason::VerbFailed,
+        Reason::TransferFailed,
         "take artifacts",
         format!("the guest's tar stream is broken: {}", said(error)),
     )

@@ -133,21 +133,22 @@ async fn send_tree(wire: &Wire, mut exec: Exec, tar: &Path) -> Result<Option<u64
     let bytes = sent.map_err(unreadable)?;
     match exec.wait().await {
         Status::Code(0) => Ok(Some(bytes)),
-        Status::Code(code) => Err(source_fault(complaint(&complaints, code))),
+        Status::Code(code) => Err(complaint(&complaints, code)),
         Status::Killed => Ok(None),
     }
 }
 
 fn source_fault(text: String) -> Fault {
-    Fault::new(Reason::VerbFailed, "put source", text)
+    Fault::new(Reason::TransferFailed, "put source", text)
 }
 
-fn complaint(stderr: &str, code: i32) -> String {
+fn complaint(stderr: &str, code: i32) -> Fault {
     if stderr.contains("No space left on device") || stderr.contains("Disk quota exceeded") {
-        return "the guest's disk is full: give the pool a larger `disk`, or send less".into();
+        let text = "the guest's disk is full: give the pool a larger `disk`, or send less";
+        return Fault::new(Reason::GuestDiskFull, "put source", text);
     }
     let first: Vec<&str> = stderr.lines().take(3).collect();
-    format!("tar in the guest ended with {code}: {}", first.join("; "))
+    source_fault(format!("tar in the guest ended with {code}: {}", first.join("; ")))
 }
 
 /// Takes files out: a listing, then one tar stream of all small files, then each large file by itself. When its connection
@@ -164,7 +165,7 @@ pub(super) async fn take(link: &Link, take: &Take) -> Result<Vec<Taken>, TakeErr
     });
     match timeout_at(take.deadline.instant(), taken).await {
         Ok(taken) => taken,
-        Err(_) => Err(Fault::new(Reason::VerbFailed, TAKE, "the artifacts were not out in time").into()),
+        Err(_) => Err(Fault::new(Reason::TransferFailed, TAKE, "the artifacts were not out in time").into()),
     }
 }
 
@@ -415,7 +416,7 @@ async fn read_pipelined(
 }
 
 fn failed(text: String) -> Fault {
-    Fault::new(Reason::VerbFailed, TAKE, text)
+    Fault::new(Reason::TransferFailed, TAKE, text)
 }
 
 fn in_sh(script: &str) -> String {

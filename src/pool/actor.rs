@@ -9,8 +9,9 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, Super
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::breaker::Verdict;
 use super::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
-use super::ledger::{Adoption, Drain, Ledger, Stage, Waiting};
+use super::ledger::{Adoption, Drain, Ledger, Stage, VmRow, Waiting};
 use super::policy::{self, Decision};
 use super::recipe::recipe;
 use super::snapshot::{self, PoolSnapshot};
@@ -19,9 +20,10 @@ use crate::config::{Config, Pool};
 use crate::guest::{Channel, Connector};
 use crate::host;
 use crate::ids::{BuildId, Generation, PoolName};
-use crate::runtime::{Fault, FaultKind, ImageInfo, Reason, Runtime, VmName};
+use crate::runtime::{Fault, ImageInfo, Reason, Runtime, VmName};
 use crate::telemetry::events::{
-    ActorRestarted, AdoptionEnd, PoolTroubled, RetireReason, StaleReport, VmAdopted, VmCreated,
+    ActorRestarted, AdoptionEnd, BreakerOpened, GuestRefused, PoolTroubled, RetireReason, StaleReport,
+    VmAdopted, VmCreated,
 };
 use crate::vm::actor::{self as vm_actor, Begin, VmArguments};
 use crate::vm::birth::Recipe;
@@ -51,8 +53,10 @@ pub enum PoolMessage {
         build: BuildId,
     },
     Vm(VmName, VmReport),
-    /// VMs that could not be removed are to be tried again.
-    RetryQuarantined,
+    /// A VM that could not be removed is to be tried again.
+    RetryQuarantined(VmName),
+    /// A VM's process or its files are not on the host.
+    Vanished(VmName),
     /// What the image of a pool is, by the pool's edition that named it.
     Image(PoolName, u32, Result<ImageInfo, Fault>),
     Disk(Option<host::Disk>),
@@ -151,7 +155,7 @@ impl Actor for PoolManager {
         let claiming = match &message {
             PoolMessage::Claim { build, .. } => Some(*build),
             PoolMessage::Withdraw(_) | PoolMessage::Return { .. } | PoolMessage::Vm(..) => None,
-            PoolMessage::RetryQuarantined | PoolMessage::TakeUp { .. } => None,
+            PoolMessage::RetryQuarantined(_) | PoolMessage::Vanished(_) | PoolMessage::TakeUp { .. } => None,
             PoolMessage::Image(..) | PoolMessage::Disk(_) | PoolMessage::Tick => None,
             PoolMessage::Follow { .. } | PoolMessage::Drain(..) | PoolMessage::Stop(_) => None,
         };
@@ -210,10 +214,11 @@ impl PoolBooks {
             }
             PoolMessage::Return { vm, build } => self.returned(&vm, build),
             PoolMessage::Vm(vm, report) => self.vm_reported(me, &vm, report),
-            PoolMessage::RetryQuarantined => {
-                let lost = self.ledger.vms.values().filter(|row| row.stage == Stage::Lost);
-                lost.for_each(|row| self.command(&row.name, VmCommand::Remove(RetireReason::Failed)));
+            PoolMessage::RetryQuarantined(vm) => {
+                let lost = self.ledger.vms.get(&vm).filter(|row| row.stage == Stage::Lost);
+                lost.iter().for_each(|row| self.command(&row.name, VmCommand::Remove(RetireReason::Failed)));
             }
+            PoolMessage::Vanished(vm) => self.command(&vm, VmCommand::Vanished),
             PoolMessage::Image(pool, edition, answer) => self.image_answered(&pool, edition, answer),
             PoolMessage::Disk(disk) => {
                 self.disk_asked = None;
@@ -272,7 +277,10 @@ impl PoolBooks {
             }
             VmReport::Warm { channel, address } => self.warmed(vm, channel, address),
             VmReport::Adopted { channel, address } => self.adopted(me, vm, channel, address),
-            VmReport::Healthy => self.trouble(&vm.pool, |trouble| trouble.mended()),
+            VmReport::Healthy => {
+                self.trouble(&vm.pool, |trouble| trouble.mended());
+                self.ledger.breaker.mended();
+            }
             VmReport::Failed { phase, fault } => self.failed(me, vm, phase, fault),
             VmReport::GuestDead => {
                 self.ledger.guest_dead(vm);
@@ -284,6 +292,7 @@ impl PoolBooks {
                 self.mourn(vm);
             }
             VmReport::Quarantined { .. } => {
+                self.ledger.failures += 1;
                 self.ledger.lost(vm);
                 self.mourn(vm);
             }
@@ -378,32 +387,54 @@ impl PoolBooks {
     }
 
     fn failed(&mut self, me: &ActorRef<PoolMessage>, vm: &VmName, phase: VmPhase, fault: Fault) {
+        self.ledger.failures += 1;
+        let text = fault.to_string();
+        match phase {
+            // The build that has it hears of it through its own connection, or just has; and it may have caused it.
+            VmPhase::Leased | VmPhase::Removal | VmPhase::Adoption => {}
+            VmPhase::Warm => self.blame(&vm.pool, Some(vm), fault, true),
+            VmPhase::Birth(_) if fault.reason == Reason::SystemLimit && self.ledger.is_macos(vm) => {
+                self.refused(vm, &fault);
+            }
+            VmPhase::Birth(_) => self.blame(&vm.pool, Some(vm), fault, false),
+        }
         self.channels.remove(vm);
         let build = self.ledger.dying(vm);
-        self.not_adopted(me, vm, build, &fault.to_string());
-        match phase {
-            // The build that has it hears of it through its own connection, or just has.
-            VmPhase::Leased | VmPhase::Removal | VmPhase::Adoption => {}
-            VmPhase::Warm => self.pool_failed(&vm.pool.clone(), fault, true),
-            VmPhase::Birth(_) => self.pool_failed(&vm.pool.clone(), fault, false),
+        self.not_adopted(me, vm, build, &text);
+    }
+
+    /// A fault of the host's is the host's, and opens its breaker; one of the image's or of a guest's is its pool's.
+    fn blame(&mut self, pool: &PoolName, vm: Option<&VmName>, fault: Fault, while_warm: bool) {
+        let now = clock::now();
+        match self.ledger.breaker.failed(vm, &fault, now) {
+            Verdict::Known => {}
+            Verdict::Opened(wait) => {
+                if let Some(opened) = self.ledger.breaker.opened() {
+                    BreakerOpened { reason: opened.label(), fault: &opened.fault, wait }.emit();
+                }
+            }
+            Verdict::Pool => {
+                let Some(row) = self.ledger.pools.get_mut(pool) else { return };
+                // The image is looked at again before the next clone.
+                if fault.reason == Reason::ImageMissing {
+                    row.image = None;
+                }
+                let wait = row.trouble.failed(fault.clone(), while_warm, now);
+                PoolTroubled { pool, fault: &fault, failures: row.trouble.failures(), wait }.emit();
+            }
         }
     }
 
-    /// A fault of the host's is every pool's; one of the image's or of a guest's is its pool's.
-    fn pool_failed(&mut self, pool: &PoolName, fault: Fault, while_warm: bool) {
-        let now = clock::now();
-        let everywhere = fault.kind() == FaultKind::Host;
-        for (name, row) in &mut self.ledger.pools {
-            if name != pool && !everywhere {
-                continue;
-            }
-            let wait = row.trouble.failed(fault.clone(), while_warm, now);
-            let failures = row.trouble.failures();
-            PoolTroubled { pool: name, fault: &fault, failures, wait }.emit();
-            // The image is looked at again before the next clone.
-            if fault.reason == Reason::ImageMissing {
-                row.image = None;
-            }
+    /// macOS refused a macOS guest: what does run is all that fits for now.
+    fn refused(&mut self, vm: &VmName, fault: &Fault) {
+        let runs = |row: &&VmRow| matches!(row.stage, Stage::Booting | Stage::Warm | Stage::Leased(_));
+        let others = self.ledger.vms.values().filter(runs).map(|row| &row.name);
+        let others = others.filter(|name| *name != vm && self.ledger.is_macos(name));
+        let ours = others.map(ToString::to_string).collect();
+        let max = self.ledger.host.macos_guests_max();
+        let wait = self.ledger.limit.refused(&vm.pool, fault, &ours, max, clock::now());
+        if let Some(met) = self.ledger.limit.met() {
+            GuestRefused { pool: &vm.pool, fault: &met.fault, leaked: met.leaked, wait }.emit();
         }
     }
 
@@ -418,8 +449,9 @@ impl PoolBooks {
                     row.image = Some(info);
                     row.trouble.warmed();
                 }
+                self.ledger.breaker.answered();
             }
-            Err(fault) => self.pool_failed(pool, fault, false),
+            Err(fault) => self.blame(pool, None, fault, false),
         }
     }
 
@@ -468,7 +500,7 @@ impl PoolBooks {
             return;
         }
         for (pool, row) in &self.ledger.pools {
-            let due = row.image.is_none() && row.trouble.allows(now, 0);
+            let due = row.image.is_none() && row.trouble.allows(now, 0) && self.ledger.breaker.allows(now);
             let Some(config) = self.args.config.pools.get(pool).filter(|_| due) else { continue };
             if self.images_asked.contains_key(pool) {
                 continue;
@@ -611,6 +643,7 @@ impl PoolBooks {
             return;
         }
         ActorRestarted { actor: "vm", why }.emit();
+        self.ledger.failures += 1;
         let build = self.ledger.dying(&vm);
         self.not_adopted(me, &vm, build, why);
         if self.spawn_vm(me, &vm, Begin::Removal).await.is_err() {

@@ -19,6 +19,10 @@ pub enum Wait {
     Host(HostFull),
     /// The pool's VMs fail to come up.
     Trouble { pool: String, fault: String, seconds: u64 },
+    /// VMs of no pool come up on this host.
+    HostTrouble { fault: String, hint: Option<&'static str>, seconds: u64 },
+    /// macOS refuses one more macOS guest.
+    MacosLimit { fault: String, hint: Option<&'static str>, seconds: u64 },
     /// The disk is nearly full.
     DiskLow,
     /// The image is being looked at.
@@ -47,6 +51,14 @@ impl fmt::Display for Wait {
             Self::Trouble { pool, fault, seconds } => {
                 write!(f, "pool `{pool}`, whose VMs do not come up: {fault}; next try in {seconds} s")
             }
+            Self::HostTrouble { fault, hint, seconds } => {
+                write!(f, "the host, on which VMs do not come up: {fault}; next try in {seconds} s")?;
+                hint.map_or(Ok(()), |hint| write!(f, "; hint: {hint}"))
+            }
+            Self::MacosLimit { fault, hint, seconds } => {
+                write!(f, "a place for a macOS guest: {fault}; next try in {seconds} s")?;
+                hint.map_or(Ok(()), |hint| write!(f, "; hint: {hint}"))
+            }
             Self::DiskLow => f.write_str("disk space: less is free than host.disk_free_min"),
             Self::Image { pool } => write!(f, "the image of pool `{pool}` to be looked at"),
             Self::Draining => f.write_str("`preheat resume`: the daemon is drained"),
@@ -69,6 +81,13 @@ pub fn waits_for(ledger: &Ledger, build: BuildId, now: Instant) -> Option<Wait> 
         Some(Drain::Ending) => return Some(Wait::Stopping),
         None => {}
     }
+    if let Some(opened) = ledger.breaker.opened() {
+        return Some(Wait::HostTrouble {
+            fault: opened.fault.to_string(),
+            hint: opened.fault.reason.hint(),
+            seconds: opened.next_try.saturating_duration_since(now).as_secs(),
+        });
+    }
     if let Some(trouble) = row.trouble.current() {
         let seconds = trouble.next_try.saturating_duration_since(now).as_secs();
         return Some(Wait::Trouble { pool, fault: trouble.fault.to_string(), seconds });
@@ -87,6 +106,14 @@ pub fn waits_for(ledger: &Ledger, build: BuildId, now: Instant) -> Option<Wait> 
     let running = ledger.of(name).filter(|vm| vm.holds_permit()).count();
     if running >= usize::from(row.max) {
         return Some(Wait::SlotsBusy { pool, max: row.max });
+    }
+    let met = ledger.limit.met().filter(|_| row.load().macos_guests > 0);
+    if let Some(met) = met.filter(|_| !ledger.limit.allows(ledger.host.macos_guests_used(), now)) {
+        return Some(Wait::MacosLimit {
+            fault: met.fault.to_string(),
+            hint: met.fault.reason.hint(),
+            seconds: met.next_try.saturating_duration_since(now).as_secs(),
+        });
     }
     if let Err(full) = ledger.host.fits(row.load()) {
         return Some(Wait::Host(full));

@@ -83,9 +83,14 @@ impl PoolHandle {
         self.cast(PoolMessage::Withdraw(build));
     }
 
-    /// Tries again to remove what could not be removed.
-    pub fn retry_quarantined(&self) {
-        self.cast(PoolMessage::RetryQuarantined);
+    /// Tries again to remove a VM that could not be removed.
+    pub fn retry_quarantined(&self, vm: VmName) {
+        self.cast(PoolMessage::RetryQuarantined(vm));
+    }
+
+    /// A VM that should be on the host was not found there.
+    pub fn vanished(&self, vm: VmName) {
+        self.cast(PoolMessage::Vanished(vm));
     }
 
     /// Empties the pool, or lets it go on. Returns when the snapshot says so, or `limit` has passed.
@@ -117,8 +122,9 @@ impl PoolHandle {
     /// Waits until a published snapshot satisfies `condition`, and returns it. For waits that have a deadline around them.
     pub async fn until(&self, mut condition: impl FnMut(&PoolSnapshot) -> bool) -> Arc<PoolSnapshot> {
         let mut receiver = self.snapshot.clone();
-        match receiver.wait_for(|snapshot| condition(snapshot)).await {
-            Ok(snapshot) => snapshot.clone(),
+        let found = receiver.wait_for(|snapshot| condition(snapshot)).await.map(|snapshot| snapshot.clone());
+        match found {
+            Ok(snapshot) => snapshot,
             Err(_) => std::future::pending().await,
         }
     }

@@ -21,6 +21,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::breaker::Breaker;
+use super::limit::MacosLimit;
 use super::trouble::Trouble;
 use crate::clock::{Instant, UnixMillis};
 use crate::config;
@@ -103,6 +105,16 @@ impl Host {
             return Err(HostFull::Memory { max_mib: memory_mib });
         }
         Ok(())
+    }
+
+    /// macOS guests that may run.
+    pub fn macos_guests_max(&self) -> u32 {
+        self.max.macos_guests
+    }
+
+    /// macOS guests that run, or may run.
+    pub fn macos_guests_used(&self) -> u32 {
+        self.used.macos_guests
     }
 
     fn take(&mut self, load: Load) -> Option<Permit> {
@@ -253,6 +265,12 @@ pub struct Ledger {
     pub draining: Option<Drain>,
     /// The disk is nearly full: no VM is cloned.
     pub disk_low: bool,
+    /// Stops births on a host that is at fault.
+    pub breaker: Breaker,
+    /// What is left of macOS's slots.
+    pub limit: MacosLimit,
+    /// VMs that failed, and removals: who clears up looks when it changes.
+    pub failures: u64,
     next_generation: Generation,
     pub(super) newest_edition: u32,
 }
@@ -269,6 +287,9 @@ impl Ledger {
             stopping: false,
             draining: None,
             disk_low: false,
+            breaker: Breaker::new(config.host.vms),
+            limit: MacosLimit::default(),
+            failures: 0,
             next_generation: first,
             newest_edition: 0,
         }
@@ -324,6 +345,7 @@ impl Ledger {
             pid: None,
         };
         self.vms.insert(name.clone(), row);
+        self.breaker.begun(&name);
         name
     }
 
@@ -367,6 +389,7 @@ impl Ledger {
 
     /// The clone is ready. False when the books did not expect that.
     pub fn prepared(&mut self, name: &VmName) -> bool {
+        self.breaker.ended(name);
         self.advance(name, Stage::Preparing, Stage::Prepared)
     }
 
@@ -379,6 +402,7 @@ impl Ledger {
         let Some(permit) = self.host.take(load) else { return false };
         row.permit = Some(permit);
         row.stage = Stage::Booting;
+        self.breaker.begun(name);
         true
     }
 
@@ -387,6 +411,12 @@ impl Ledger {
         let moved = self.advance(name, Stage::Booting, Stage::Warm);
         if let Some(row) = self.vms.get_mut(name).filter(|_| moved) {
             row.warm_since = Some(now);
+        }
+        if moved {
+            self.breaker.warmed();
+            if self.is_macos(name) {
+                self.limit.warmed(self.host.macos_guests_used());
+            }
         }
         moved
     }
@@ -402,6 +432,7 @@ impl Ledger {
 
     /// The VM is going: asked to, or by itself. Returns the build that had it.
     pub fn dying(&mut self, name: &VmName) -> Option<BuildId> {
+        self.breaker.ended(name);
         let row = self.vms.get_mut(name)?;
         let build = match row.stage {
             Stage::Leased(build) => Some(build),
@@ -440,6 +471,11 @@ impl Ledger {
             row.state = state;
             row.state_since = at;
         }
+    }
+
+    /// Whether the VM is a macOS guest, as far as its image is known.
+    pub fn is_macos(&self, name: &VmName) -> bool {
+        self.pools.get(&name.pool).is_some_and(|row| row.load().macos_guests > 0)
     }
 
     fn advance(&mut self, name: &VmName, from: Stage, to: Stage) -> bool {

@@ -1,12 +1,15 @@
 //! Many VMs, and who gets which. `ledger` is the books, `policy` reads them and says the next thing to do, `admission` says
-//! what a build waits for, `trouble` how long to wait after failures: all four are pure. `actor` performs; `recipe` is what a
-//! VM is made from.
+//! what a build waits for; `trouble` how long a pool waits after failures, `breaker` the host, and `limit` what is left of
+//! macOS's slots: all of them are pure. `actor` performs; `recipe` is what a VM is
+//! made from.
 
 pub mod actor;
 pub mod admission;
+pub mod breaker;
 pub mod follow;
 pub mod handle;
 pub mod ledger;
+pub mod limit;
 pub mod policy;
 pub mod recipe;
 pub mod snapshot;

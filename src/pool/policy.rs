@@ -50,7 +50,8 @@ pub fn wake(ledger: &Ledger, now: Instant) -> Option<Instant> {
         let max_age = ledger.pools.get(&vm.name.pool)?.max_age;
         Some(vm.warm_since? + max_age)
     });
-    troubles.chain(ages.filter(|at| *at > now)).min()
+    let host = ledger.breaker.wake(now).into_iter().chain(ledger.limit.wake(now));
+    troubles.chain(host).chain(ages.filter(|at| *at > now)).min()
 }
 
 /// What no build has goes; what a build has goes when the build is over.
@@ -69,7 +70,7 @@ fn lease(ledger: &Ledger) -> Option<Decision> {
     })
 }
 
-/// Pools in the order of need: who waits longest first, then the others by name.
+/// Pools in the order of need: who waits longest first, then the others by name. While the host has trouble, they take turns.
 fn by_need(ledger: &Ledger) -> Vec<(&PoolName, &PoolRow)> {
     let mut order: Vec<&PoolName> = Vec::new();
     let waiting = ledger.waiting.iter().map(|w| &w.pool);
@@ -78,6 +79,7 @@ fn by_need(ledger: &Ledger) -> Vec<(&PoolName, &PoolRow)> {
             order.push(name);
         }
     }
+    order.sort_by_key(|name| ledger.breaker.last() == Some(*name));
     order.into_iter().filter_map(|name| ledger.pools.get_key_value(name)).collect()
 }
 
@@ -124,7 +126,9 @@ fn startable<'a>(ledger: &'a Ledger, pool: &'a PoolName, row: &PoolRow, now: Ins
     if up(ledger, pool) >= wanted(ledger, pool, row) || !row.trouble.allows(now, coming_up(ledger, pool)) {
         return None;
     }
-    if ledger.of(pool).filter(|vm| vm.holds_permit()).count() >= usize::from(row.max) {
+    let refused = row.load().macos_guests > 0 && !ledger.limit.allows(ledger.host.macos_guests_used(), now);
+    let full = ledger.of(pool).filter(|vm| vm.holds_permit()).count() >= usize::from(row.max);
+    if full || refused || !ledger.breaker.allows(now) {
         return None;
     }
     ledger
@@ -141,7 +145,7 @@ fn start(ledger: &Ledger, now: Instant) -> Option<Decision> {
 }
 
 fn clone_ahead(ledger: &Ledger, now: Instant) -> Option<Decision> {
-    if ledger.disk_low {
+    if ledger.disk_low || !ledger.breaker.allows(now) {
         return None;
     }
     by_need(ledger).into_iter().find_map(|(pool, row)| {
@@ -167,7 +171,8 @@ fn slot_to_fill(ledger: &Ledger, pool: &PoolName, row: &PoolRow) -> Option<SlotI
 
 /// A slot whose VM is in use and that has no successor yet. A clone takes no slot, so it is made now, while the build runs.
 fn slot_to_succeed(ledger: &Ledger, pool: &PoolName, row: &PoolRow) -> Option<SlotId> {
-    if usize::from(row.warm) + ledger.waiting_for(pool) == 0 || row.trouble.current().is_some() {
+    let troubled = row.trouble.current().is_some() || ledger.breaker.opened().is_some();
+    if usize::from(row.warm) + ledger.waiting_for(pool) == 0 || troubled {
         return None;
     }
     (0..row.max).map(SlotId).find(|slot| {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::admission;
-use super::ledger::{Ledger, VmRow};
-use crate::api::wire::{PoolView, TroubleView, VmView};
+use super::breaker::BreakerState;
+use super::ledger::{Ledger, PoolRow, Stage, VmRow};
+use crate::api::wire::{PoolView, TroubleScope, TroubleView, VmView};
 use crate::clock::{Instant, UnixMillis};
 use crate::config::Config;
 use crate::ids::{BuildId, PoolName};
+use crate::runtime::Fault;
 use crate::vm::state::VmStateName;
 
 /// The pool at one moment.
@@ -19,6 +21,10 @@ pub struct PoolSnapshot {
     /// What each waiting build waits for.
     pub waiting: BTreeMap<BuildId, String>,
     pub oldest_waiting: Option<UnixMillis>,
+    /// Of the host.
+    pub breaker: BreakerState,
+    /// VMs that failed, and removals, since the start.
+    pub failures: u64,
     /// Nothing is leased or started, and idle VMs go.
     pub draining: bool,
 }
@@ -44,6 +50,10 @@ pub struct PoolState {
     pub max: u16,
     pub waiting: u16,
     pub trouble: Option<TroubleView>,
+    /// Slots whose guest could not be ended.
+    pub quarantined: u16,
+    /// Slots that macOS refuses although nobody holds them.
+    pub leaked: u16,
     /// The state of each slot's VM; `None` is an empty slot. The VM that runs counts before its successor.
     pub slots: Vec<Option<VmStateName>>,
     /// Since when the VM that has been coming up for longest does.
@@ -67,6 +77,7 @@ impl PoolState {
             max: self.max,
             vms: counts.into_iter().map(|(name, n)| (name, u16::try_from(n).unwrap_or(u16::MAX))).collect(),
             waiting: self.waiting,
+            lost: self.quarantined.saturating_add(self.leaked),
             trouble: self.trouble.clone(),
         }
     }
@@ -76,16 +87,8 @@ impl PoolState {
 pub fn of(ledger: &Ledger, config: &Config, generation: u64, now: Instant, wall: UnixMillis) -> PoolSnapshot {
     let pools = config.pools.iter().filter_map(|(name, pool)| {
         let row = ledger.pools.get(name)?;
-        let trouble = row.trouble.current().map(|current| TroubleView {
-            reason: current.fault.reason.as_str().to_owned(),
-            text: current.fault.to_string(),
-            hint: current.fault.reason.hint().map(str::to_owned),
-            failures: current.failures,
-            next_try_ms: UnixMillis(
-                wall.0
-                    + i64::try_from(current.next_try.saturating_duration_since(now).as_millis()).unwrap_or(0),
-            ),
-        });
+        let in_ms = |at: Instant| i64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(0);
+        let trouble = trouble(ledger, row, |at| UnixMillis(wall.0.saturating_add(in_ms(at))));
         let mut counts = BTreeMap::new();
         for vm in ledger.of(name) {
             *counts.entry(vm.state).or_insert(0) += 1;
@@ -95,8 +98,12 @@ pub fn of(ledger: &Ledger, config: &Config, generation: u64, now: Instant, wall:
             image: pool.image.clone(),
             warm: row.warm,
             max: row.max,
-            waiting: u16::try_from(ledger.waiting_for(name)).unwrap_or(u16::MAX),
+            waiting: count(ledger.waiting_for(name)),
             trouble,
+            quarantined: count(
+                ledger.of(name).filter(|vm| vm.stage == Stage::Lost && vm.holds_permit()).count(),
+            ),
+            leaked: leaked(ledger, name),
             slots: slots(ledger, name, row.max),
             oldest_not_ready: ledger.of(name).filter(|vm| coming_up(vm)).map(|vm| vm.born).min(),
             counts,
@@ -113,7 +120,37 @@ pub fn of(ledger: &Ledger, config: &Config, generation: u64, now: Instant, wall:
             .collect(),
         oldest_waiting: ledger.waiting.iter().map(|w| w.since).min(),
         draining: ledger.draining.is_some(),
+        breaker: ledger.breaker.state(),
+        failures: ledger.failures,
     }
+}
+
+fn count(n: usize) -> u16 {
+    u16::try_from(n).unwrap_or(u16::MAX)
+}
+
+/// Slots that leaked are the host's; they are shown where they were missed.
+fn leaked(ledger: &Ledger, pool: &PoolName) -> u16 {
+    let met = ledger.limit.met().filter(|met| met.pool == *pool);
+    met.map_or(0, |met| u16::try_from(met.leaked).unwrap_or(u16::MAX))
+}
+
+/// The host's trouble before the pool's: it is the one to mend first.
+fn trouble(ledger: &Ledger, row: &PoolRow, wall: impl Fn(Instant) -> UnixMillis) -> Option<TroubleView> {
+    let view = |fault: &Fault, failures, next_try, scope| TroubleView {
+        reason: fault.reason.as_str().to_owned(),
+        text: fault.to_string(),
+        hint: fault.reason.hint().map(str::to_owned),
+        failures,
+        next_try_ms: wall(next_try),
+        scope,
+    };
+    let met = ledger.limit.met().filter(|_| row.load().macos_guests > 0);
+    let host = ledger.breaker.opened().map(|o| (&o.fault, o.failures, o.next_try));
+    let host = host.or(met.map(|m| (&m.fault, m.failures, m.next_try)));
+    let host = host.map(|(fault, failures, next)| view(fault, failures, next, TroubleScope::Host));
+    let pools = row.trouble.current().map(|c| view(&c.fault, c.failures, c.next_try, TroubleScope::Pool));
+    host.or(pools)
 }
 
 fn slots(ledger: &Ledger, pool: &PoolName, max: u16) -> Vec<Option<VmStateName>> {
@@ -126,12 +163,10 @@ fn slots(ledger: &Ledger, pool: &PoolName, max: u16) -> Vec<Option<VmStateName>>
 }
 
 fn coming_up(vm: &VmRow) -> bool {
-    use super::ledger::Stage;
     matches!(vm.stage, Stage::Preparing | Stage::Booting)
 }
 
 fn vm_view(vm: &VmRow) -> VmView {
-    use super::ledger::Stage;
     VmView {
         name: vm.name.to_string(),
         pool: vm.name.pool.to_string(),

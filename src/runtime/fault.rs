@@ -11,9 +11,9 @@ pub enum FaultKind {
     Transient,
     /// Costs that VM.
     Guest,
-    /// Stops the pool of that image, but for a slow probe.
+    /// Stops the pool of that image and its settings, but for a slow probe.
     Image,
-    /// Stops every pool, but for a slow probe.
+    /// The host's: it concerns every pool, and one slow probe stands for all of them.
     Host,
 }
 
@@ -33,14 +33,18 @@ pub enum Reason {
     ImageUnusable,
     /// The VM is not there.
     VmMissing,
-    /// The VM runs already.
+    /// The VM runs: it cannot be started again, or deleted.
     AlreadyRunning,
     /// The VM is not running.
     NotRunning,
-    /// The host refuses one more macOS guest.
+    /// macOS refuses one more macOS guest, and others' VMs or ours hold every place.
     SystemLimit,
+    /// macOS refuses one more macOS guest although fewer run than it allows.
+    SlotLeaked,
     /// The disk is full.
     DiskFull,
+    /// The VM runtime does not know an argument.
+    BadArguments,
     /// No login session or a locked keychain: macOS guests cannot start.
     HostKey,
     /// Softnet is missing or has no right to run.
@@ -63,11 +67,15 @@ pub enum Reason {
     WarmupFailed,
     /// The guest did not answer a probe.
     ProbeFailed,
+    /// Source or artifacts did not get through: `tar` or SFTP in the guest failed, or was too slow.
+    TransferFailed,
+    /// The guest's own disk is full.
+    GuestDiskFull,
 }
 
 impl Reason {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 25] = [
         Self::VerbTimeout,
         Self::VerbFailed,
         Self::ProgramMissing,
@@ -77,7 +85,9 @@ impl Reason {
         Self::AlreadyRunning,
         Self::NotRunning,
         Self::SystemLimit,
+        Self::SlotLeaked,
         Self::DiskFull,
+        Self::BadArguments,
         Self::HostKey,
         Self::Softnet,
         Self::RestoreRefused,
@@ -89,6 +99,8 @@ impl Reason {
         Self::ConnectionLost,
         Self::WarmupFailed,
         Self::ProbeFailed,
+        Self::TransferFailed,
+        Self::GuestDiskFull,
     ];
 
     /// The word for labels and JSON.
@@ -103,7 +115,9 @@ impl Reason {
             Self::AlreadyRunning => "already_running",
             Self::NotRunning => "not_running",
             Self::SystemLimit => "system_limit",
+            Self::SlotLeaked => "slot_leaked",
             Self::DiskFull => "disk_full",
+            Self::BadArguments => "bad_arguments",
             Self::HostKey => "host_key",
             Self::Softnet => "softnet",
             Self::RestoreRefused => "restore_refused",
@@ -115,6 +129,8 @@ impl Reason {
             Self::ConnectionLost => "connection_lost",
             Self::WarmupFailed => "warmup_failed",
             Self::ProbeFailed => "probe_failed",
+            Self::TransferFailed => "transfer_failed",
+            Self::GuestDiskFull => "guest_disk_full",
         }
     }
 
@@ -129,13 +145,21 @@ impl Reason {
             | Self::GuestStopped
             | Self::SshTimeout
             | Self::ConnectionLost
-            | Self::ProbeFailed => FaultKind::Guest,
-            Self::ImageMissing | Self::ImageUnusable | Self::SshAuth | Self::WarmupFailed => FaultKind::Image,
+            | Self::ProbeFailed
+            | Self::TransferFailed
+            | Self::GuestDiskFull => FaultKind::Guest,
+            // Softnet and arguments are what a pool asks for: pools that ask for neither go on.
+            Self::ImageMissing
+            | Self::ImageUnusable
+            | Self::BadArguments
+            | Self::Softnet
+            | Self::SshAuth
+            | Self::WarmupFailed => FaultKind::Image,
             Self::ProgramMissing
             | Self::SystemLimit
+            | Self::SlotLeaked
             | Self::DiskFull
             | Self::HostKey
-            | Self::Softnet
             | Self::NoAddress
             | Self::NoRoute => FaultKind::Host,
         }
@@ -154,8 +178,14 @@ impl Reason {
                 Some("`tart get IMAGE` shows the image's bounds; correct the pool's cpu, memory or disk")
             }
             Self::SystemLimit => Some(
-                "macOS runs two macOS guests at a time: stop the other VMs; if none runs, a slot has leaked: reboot, or kill com.apple.Virtualization.VirtualMachine",
+                "macOS runs two macOS guests at a time: stop the VMs that are not preheat's, or lower `host.macos_guests`",
             ),
+            Self::SlotLeaked => Some(
+                "stop VMs of other programs and other users; if there are none, a slot has leaked: reboot the host, or kill the process com.apple.Virtualization.VirtualMachine that no VM belongs to",
+            ),
+            Self::BadArguments => {
+                Some("correct the pool's `run_args`; `tart run --help` shows what this version of Tart knows")
+            }
             Self::DiskFull => Some("free disk space; `preheat doctor` shows what the pool uses"),
             Self::HostKey => Some(
                 "log in on the Mac's screen (an Aqua session with an unlocked login keychain), then try again",
@@ -170,6 +200,9 @@ impl Reason {
                 "the image does not accept the pool's key for `user`: rebuild the image, or correct `key` and `user`",
             ),
             Self::NoRoute => Some("allow Local Network access for preheat in the Mac's privacy settings"),
+            Self::GuestDiskFull => {
+                Some("give the pool a larger `disk`, or let the build send and write less")
+            }
             Self::WarmupFailed => Some("run the pool's `warmup` by hand in a VM of this image"),
             Self::VerbTimeout
             | Self::VerbFailed
@@ -180,7 +213,8 @@ impl Reason {
             | Self::GuestStopped
             | Self::SshTimeout
             | Self::ConnectionLost
-            | Self::ProbeFailed => None,
+            | Self::ProbeFailed
+            | Self::TransferFailed => None,
         }
     }
 }

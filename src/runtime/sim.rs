@@ -124,6 +124,11 @@ impl Sim {
         }
     }
 
+    /// The VM's files are deleted behind everybody's back; its process does not notice.
+    pub fn vanish(&self, name: &str) {
+        self.lock().vms.remove(name);
+    }
+
     /// How often `step` was done.
     pub fn count(&self, step: Step) -> usize {
         self.lock().history.iter().filter(|(s, _)| *s == step).count()

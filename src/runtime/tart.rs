@@ -339,7 +339,8 @@ fn command_fault(verb: Verb, error: &CommandError) -> Fault {
 /// nearly everything, and `run` exits 0 when its guest crashed.
 const TEXTS: &[(&str, Reason)] = &[
     ("exceeds the system limit", Reason::SystemLimit),
-    ("VZErrorDomain Code=6", Reason::SystemLimit),
+    // As it surfaces raw when a saved state is restored; not `Code=60`.
+    ("VZErrorDomain Code=6 ", Reason::SystemLimit),
     ("isn’t enough space", Reason::DiskFull),
     ("isn't enough space", Reason::DiskFull),
     ("No space left on device", Reason::DiskFull),
@@ -349,16 +350,26 @@ const TEXTS: &[(&str, Reason)] = &[
     ("Interaction is not allowed with the Security Server", Reason::HostKey),
     ("Softnet failed", Reason::Softnet),
     ("failed to restore", Reason::RestoreRefused),
+    ("VZErrorDomain Code=12", Reason::RestoreRefused),
     ("no IP address found", Reason::NoAddress),
     ("is not running", Reason::NotRunning),
     ("is already running", Reason::AlreadyRunning),
+    ("\" is running", Reason::AlreadyRunning),
     ("does not exist", Reason::VmMissing),
     ("guest has stopped the virtual machine due to error", Reason::GuestStopped),
 ];
 
+/// Tart's parser of arguments exits with this when it does not know one.
+const EXIT_USAGE: i32 = 64;
+
 /// What a verb's failure means.
 pub fn classify(verb: Verb, code: Option<i32>, stderr: &str) -> Fault {
-    let reason = TEXTS.iter().find(|(text, _)| stderr.contains(text)).map_or(Reason::VerbFailed, |(_, r)| *r);
+    let known = TEXTS.iter().find(|(text, _)| stderr.contains(text)).map(|(_, reason)| *reason);
+    let reason = match (known, code) {
+        (Some(reason), _) => reason,
+        (None, Some(EXIT_USAGE)) => Reason::BadArguments,
+        (None, Some(_) | None) => Reason::VerbFailed,
+    };
     let text = match stderr.trim() {
         "" => match code {
             Some(code) => format!("it exited with {code} and said nothing"),
@@ -493,10 +504,32 @@ mod tests {
                 "The number of VMs exceeds the system limit (other running VMs: a, b)",
                 Reason::SystemLimit,
             ),
+            (Verb::Run, Some(1), "Error Domain=VZErrorDomain Code=6 \"too many\"", Reason::SystemLimit),
+            (Verb::Run, Some(1), "Error Domain=VZErrorDomain Code=60 \"other\"", Reason::VerbFailed),
+            (Verb::Stop, Some(2), "VM \"VM \"x\" is not running\" is not running", Reason::NotRunning),
+            (Verb::Delete, Some(1), "VM \"x\" is running", Reason::AlreadyRunning),
+            (Verb::Ip, Some(1), "no IP address found", Reason::NoAddress),
             (Verb::Ip, Some(1), "no IP address found, is your VM running?", Reason::NoAddress),
+            (
+                Verb::Run,
+                Some(64),
+                "Error: Unknown option '--nosuch'\nUsage: tart run <name>",
+                Reason::BadArguments,
+            ),
+            (
+                Verb::Run,
+                Some(1),
+                "Error Domain=VZErrorDomain Code=12 \"The virtual machine failed to restore with error “invalid argument”.\"",
+                Reason::RestoreRefused,
+            ),
             (Verb::Clone, Some(1), "The volume isn’t enough space", Reason::DiskFull),
+            (Verb::Clone, Some(1), "there isn't enough space", Reason::DiskFull),
+            (Verb::Run, Some(1), "write: No space left on device", Reason::DiskFull),
             (Verb::Run, Some(1), "Softnet failed: no", Reason::Softnet),
-            (Verb::Run, Some(1), "VZErrorDomain Code=-9 \"Failed to create new HostKey\"", Reason::HostKey),
+            (Verb::Run, Some(1), "VZErrorDomain Code=-9", Reason::HostKey),
+            (Verb::Run, Some(1), "Failed to create new HostKey", Reason::HostKey),
+            (Verb::Run, Some(1), "SecKeyCreateRandomKey_ios failed", Reason::HostKey),
+            (Verb::Run, Some(1), "Interaction is not allowed with the Security Server", Reason::HostKey),
             (Verb::Clone, Some(1), "something new", Reason::VerbFailed),
             (Verb::Clone, None, "", Reason::VerbFailed),
         ];

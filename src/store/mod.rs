@@ -54,6 +54,15 @@ pub struct Delivery {
     pub next_ms: UnixMillis,
 }
 
+/// A build that is over, as far as keeping it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    pub id: BuildId,
+    pub finished_ms: UnixMillis,
+    /// A delivery of it is still in the outbox.
+    pub owed: bool,
+}
+
 impl Store {
     /// Opens the journal, makes it when it is not there, and brings an older one up to date; and the same with the key
     /// beside it.
@@ -242,19 +251,42 @@ impl Store {
         .await
     }
 
-    /// Forgets ended, delivered builds but the newest `keep`, and says which.
+    /// Builds that are over, newest first.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn ended(&self) -> Result<Vec<Ended>, StoreError> {
+        self.call(|c| {
+            let sql = "SELECT id, finished_ms, EXISTS (SELECT 1 FROM outbox WHERE outbox.build = builds.id)
+                FROM builds WHERE result IS NOT NULL ORDER BY id DESC";
+            let mut statement = c.prepare(sql)?;
+            let read = statement.query_map([], |r| {
+                let id = BuildId(u64::try_from(r.get::<_, i64>(0)?).unwrap_or(0));
+                let finished_ms = UnixMillis(r.get::<_, Option<i64>>(1)?.unwrap_or(0));
+                Ok(Ended { id, finished_ms, owed: r.get(2)? })
+            })?;
+            Ok(read.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Forgets those of `ids` that are over and of which nothing is owed, and says which those were.
     ///
     /// # Errors
     /// When the journal cannot be changed.
-    pub async fn prune(&self, keep: u32) -> Result<Vec<BuildId>, StoreError> {
+    pub async fn forget(&self, ids: Vec<BuildId>) -> Result<Vec<BuildId>, StoreError> {
         self.call(move |c| {
-            let sql = "DELETE FROM builds WHERE result IS NOT NULL AND id NOT IN (SELECT build FROM outbox)
-                AND id NOT IN (SELECT id FROM builds WHERE result IS NOT NULL ORDER BY id DESC LIMIT ?1)
-                RETURNING id";
-            let mut statement = c.prepare(sql)?;
-            let ids = statement.query_map([keep], |r| r.get::<_, i64>(0))?;
-            let ids: Vec<i64> = ids.collect::<Result<_, _>>()?;
-            Ok(ids.into_iter().filter_map(|id| u64::try_from(id).ok()).map(BuildId).collect())
+            let tx = c.transaction()?;
+            let sql = "DELETE FROM builds WHERE id = ?1 AND result IS NOT NULL
+                AND id NOT IN (SELECT build FROM outbox)";
+            let mut forgotten = Vec::new();
+            for id in ids {
+                if tx.execute(sql, [key(id)])? > 0 {
+                    forgotten.push(id);
+                }
+            }
+            tx.commit()?;
+            Ok(forgotten)
         })
         .await
     }

@@ -51,9 +51,12 @@ async fn a_result_and_what_is_owed_are_written_as_one() {
     let owed = store.owed().await.expect("read");
     assert_eq!(owed.iter().map(|d| (d.build, d.sink.as_str())).collect::<Vec<_>>(), [(build.id, "nas")]);
     assert!(store.build(build.id).await.expect("read").expect("there").owed);
-    assert!(store.prune(0).await.expect("pruned").is_empty(), "what is owed is kept");
+    assert!(store.forget(vec![build.id]).await.expect("asked").is_empty(), "what is owed is kept");
+    assert!(store.ended().await.expect("read")[0].owed);
     store.delivered(owed[0].id).await.expect("written");
-    assert_eq!(store.prune(0).await.expect("pruned"), [build.id]);
+    assert_eq!(store.forget(vec![build.id]).await.expect("forgotten"), [build.id]);
+    let running = store.insert(record(), Arc::default()).await.expect("written");
+    assert!(store.forget(vec![running.id]).await.expect("asked").is_empty(), "what is not over is kept");
 }
 
 #[tokio::test]
@@ -63,7 +66,7 @@ async fn a_number_is_never_given_twice() {
     let mut first = store.insert(record(), Arc::default()).await.expect("written");
     first.result = Some(BuildResult::Failure);
     store.finish(first.clone(), Vec::new()).await.expect("written");
-    store.prune(0).await.expect("pruned");
+    store.forget(vec![first.id]).await.expect("forgotten");
     let second = store.insert(record(), Arc::default()).await.expect("written");
     assert!(second.id > first.id);
 }

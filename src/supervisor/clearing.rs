@@ -1,6 +1,6 @@
 //! What an earlier daemon left on the host: VMs whose builds were at work are kept for them, the rest is taken away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -10,6 +10,7 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::ids::{BuildId, Generation, PoolName};
 use crate::janitor;
+use crate::janitor::plan::Expected;
 use crate::pool::ledger::{Adoption, Ledger};
 use crate::runtime::{Listed, ListedState, Parsed, Runtime, VmName};
 use crate::store::{BuildRecord, Store, StoreError, Values};
@@ -49,9 +50,10 @@ pub async fn clear_up(config: &Config, runtime: &dyn Runtime, store: &Store) -> 
     }
     let wanted = candidates(config, unfinished, &listed);
     let adopt = those_that_fit(config, runtime, first, wanted).await;
-    let kept: BTreeSet<String> = adopt.iter().map(|adoption| adoption.vm.to_string()).collect();
-    match timeout(CLEARING_MAX, janitor::reconcile(runtime, || kept)).await {
-        Ok(Ok(())) => {}
+    let kept: BTreeMap<String, Expected> =
+        adopt.iter().map(|adoption| (adoption.vm.to_string(), Expected::There)).collect();
+    match timeout(CLEARING_MAX, janitor::reconcile(runtime, || kept.clone())).await {
+        Ok(Ok(_)) => {}
         Ok(Err(fault)) => {
             let hint = fault.reason.hint().unwrap_or_default();
             Degraded { what: "clearing up", error: format!("{fault}; hint: {hint}") }.emit();

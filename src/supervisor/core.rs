@@ -153,12 +153,17 @@ fn internal(error: StoreError) -> Refused {
 }
 
 impl Service for Core {
-    fn admit(&self) -> Result<Ticket, Refused> {
+    fn admit(&self, bytes: Option<u64>) -> Result<Ticket, Refused> {
         self.serves()?;
         let config = self.config.get();
         let min = config.host.disk_free_min.0;
-        if let Some(disk) = self.disk().filter(|disk| disk.free < min) {
-            return Err(Refused::DiskLow { free: disk.free, min, folder: config.home.path().to_owned() });
+        let folder = || config.home.path().to_owned();
+        match (self.disk().map(|disk| disk.free), bytes) {
+            (Some(free), _) if free < min => return Err(Refused::DiskLow { free, min, folder: folder() }),
+            (Some(free), Some(bytes)) if free < min.saturating_add(bytes) => {
+                return Err(Refused::DiskTooSmall { bytes, free, min, folder: folder() });
+            }
+            (Some(_) | None, _) => {}
         }
         self.place().ok_or(Refused::QueueFull { max: config.host.builds_max })
     }

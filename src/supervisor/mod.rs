@@ -9,6 +9,7 @@ pub mod handle;
 pub mod intensity;
 pub mod reload;
 pub mod resume;
+mod rounds;
 mod run;
 
 pub use run::{Daemon, RunError, run};

@@ -24,6 +24,7 @@ use super::ending::{self, Signals};
 use super::handle::SupervisorHandle;
 use super::reload::{Follower, Read, Source};
 use super::resume::{self, Fate};
+use super::rounds;
 use crate::api;
 use crate::api::serve::BindError;
 use crate::build::actor::{BuildArguments, BuildContext, folder, log_path};
@@ -35,7 +36,6 @@ use crate::config::{Config, Live, Loaded};
 use crate::guest::Connector;
 use crate::guest::ssh::{self, SshConnector};
 use crate::ids::{BuildId, Generation};
-use crate::janitor;
 use crate::pool::actor::PoolArguments;
 use crate::pool::ledger::Drain;
 use crate::pool::snapshot::PoolSnapshot;
@@ -45,8 +45,6 @@ use crate::store::{BuildRecord, Store, StoreError, Values};
 use crate::telemetry::events::{BuildEnded, DaemonDraining, DaemonStarted, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
 
-/// The host is compared with the books this often.
-const JANITOR_EVERY: Duration = Duration::from_secs(60);
 /// A question to the supervisor.
 const ASK_MAX: Duration = Duration::from_secs(10);
 
@@ -218,8 +216,8 @@ impl Daemon {
         let core = Core::new(context.clone(), supervisor.clone(), exporter.clone(), stopping.clone());
         let tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(upkeep(exporter))),
-            AbortOnDropHandle::new(tokio::spawn(janitor_rounds(runtime, context.clone()))),
-            AbortOnDropHandle::new(tokio::spawn(retention(context.clone()))),
+            AbortOnDropHandle::new(tokio::spawn(rounds::janitor(runtime, context.clone()))),
+            AbortOnDropHandle::new(tokio::spawn(rounds::disk(context.clone()))),
         ];
         let daemon = Self { core: Arc::new(core), context, supervisor, broken, stopping, _tasks: tasks };
         daemon.take_up(&goes_on).await?;
@@ -341,35 +339,6 @@ async fn upkeep(exporter: Exporter) {
     loop {
         ticks.tick().await;
         exporter.upkeep();
-    }
-}
-
-async fn janitor_rounds(runtime: Arc<dyn Runtime>, context: BuildContext) {
-    let mut ticks = interval(JANITOR_EVERY);
-    ticks.tick().await;
-    loop {
-        ticks.tick().await;
-        let expected = || context.pool.snapshot().vms.iter().map(|vm| vm.name.clone()).collect();
-        if let Err(fault) = janitor::reconcile(runtime.as_ref(), expected).await {
-            Degraded { what: "janitor", error: fault.to_string() }.emit();
-        }
-        context.pool.retry_quarantined();
-    }
-}
-
-/// Ended builds beyond the newest go, with their folders.
-async fn retention(context: BuildContext) {
-    let mut ticks = interval(JANITOR_EVERY);
-    loop {
-        ticks.tick().await;
-        match context.store.prune(context.config.get().builds.keep).await {
-            Ok(ids) => {
-                for id in ids {
-                    tokio::fs::remove_dir_all(folder(&context.config.get(), id)).await.ok();
-                }
-            }
-            Err(error) => Degraded { what: "journal", error: error.to_string() }.emit(),
-        }
     }
 }
 

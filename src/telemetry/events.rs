@@ -123,11 +123,16 @@ pub enum JanitorAction {
     RemovalFailed,
     /// A name that starts like ours and is not: reported, left alone.
     Malformed,
+    /// A VM in the books whose process or files are gone: its actor was told.
+    Vanished,
+    /// A VM that could not be removed before: its removal was tried again.
+    TriedAgain,
 }
 
 impl JanitorAction {
     /// Every action.
-    pub const ALL: [Self; 3] = [Self::Removed, Self::RemovalFailed, Self::Malformed];
+    pub const ALL: [Self; 5] =
+        [Self::Removed, Self::RemovalFailed, Self::Malformed, Self::Vanished, Self::TriedAgain];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
@@ -135,6 +140,8 @@ impl JanitorAction {
             Self::Removed => "removed",
             Self::RemovalFailed => "removal_failed",
             Self::Malformed => "malformed",
+            Self::Vanished => "vanished",
+            Self::TriedAgain => "tried_again",
         }
     }
 }
@@ -378,6 +385,40 @@ impl PoolTroubled<'_> {
     }
 }
 
+/// The host is at fault, and no VM is born but a slow probe.
+pub struct BreakerOpened<'a> {
+    /// A [`Reason`](crate::runtime::Reason), or that there were too many failures.
+    pub reason: &'static str,
+    pub fault: &'a Fault,
+    pub wait: Duration,
+}
+impl BreakerOpened<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        counter!(names::HOST_BREAKER_OPENED, "reason" => self.reason).increment(1);
+        let hint = self.fault.reason.hint().unwrap_or_default();
+        error!(reason = self.reason, fault = %self.fault, hint, next_try_in_ms = self.wait.as_millis() as u64,
+            "the host has trouble: no vm is started");
+    }
+}
+
+/// macOS refuses a macOS guest before its time.
+pub struct GuestRefused<'a> {
+    pub pool: &'a PoolName,
+    pub fault: &'a Fault,
+    /// Slots that nobody holds.
+    pub leaked: u32,
+    pub wait: Duration,
+}
+impl GuestRefused<'_> {
+    /// Logs it.
+    pub fn emit(self) {
+        let hint = self.fault.reason.hint().unwrap_or_default();
+        error!(pool = %self.pool, reason = self.fault.reason.as_str(), fault = %self.fault, leaked = self.leaked, hint,
+            next_try_in_ms = self.wait.as_millis() as u64, "macos refuses a guest");
+    }
+}
+
 /// A build got a VM that answered.
 pub struct VmClaimed<'a> {
     pub build: BuildId,
@@ -495,12 +536,71 @@ impl JanitorActed<'_> {
 /// The host was compared with the books.
 pub struct Reconciled {
     pub found: usize,
+    /// Orphans of ours that could not be removed.
+    pub stuck: usize,
+    pub took: Duration,
 }
 impl Reconciled {
     /// Logs and counts it.
     pub fn emit(self) {
         gauge!(names::RECONCILE_LAST_SUCCESS).set(UnixMillis::now().as_seconds());
-        debug!(found = self.found, "reconciled");
+        gauge!(names::ORPHANS_STUCK).set(self.stuck as f64);
+        debug!(found = self.found, stuck = self.stuck, took_ms = self.took.as_millis() as u64, "reconciled");
+    }
+}
+
+/// What lies on the disk, by kind: a label of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    Builds,
+    Spool,
+    Vms,
+    Logs,
+}
+
+impl Stored {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Builds, Self::Spool, Self::Vms, Self::Logs];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Builds => "builds",
+            Self::Spool => "spool",
+            Self::Vms => "vms",
+            Self::Logs => "logs",
+        }
+    }
+}
+
+/// Something that was kept long enough was removed from the disk.
+pub struct Removed<'a> {
+    pub what: Stored,
+    pub name: &'a str,
+    pub bytes: u64,
+}
+impl Removed<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        counter!(names::DISK_REMOVED, "what" => self.what.as_str()).increment(1);
+        debug!(what = self.what.as_str(), name = self.name, bytes = self.bytes, "removed from the disk");
+    }
+}
+
+/// What something takes of the disk.
+pub struct DiskMeasured {
+    pub what: Stored,
+    /// Bytes of blocks.
+    pub used: u64,
+    /// Bytes of lengths.
+    pub apparent: u64,
+}
+impl DiskMeasured {
+    /// Sets the gauges.
+    pub fn emit(self) {
+        let what = self.what.as_str();
+        gauge!(names::DISK_USED, "what" => what).set(self.used as f64);
+        gauge!(names::DISK_APPARENT, "what" => what).set(self.apparent as f64);
     }
 }
 

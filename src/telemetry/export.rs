@@ -10,14 +10,15 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::events::{self, AdoptionEnd, JanitorAction, RetireReason};
+use super::events::{self, AdoptionEnd, JanitorAction, RetireReason, Stored};
 use super::names::{self, Kind};
 use super::process;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::config::Config;
+use crate::pool::breaker::{BreakerState, INTENSITY};
 use crate::pool::snapshot::PoolSnapshot;
-use crate::runtime::{Reason, Verb};
+use crate::runtime::{FaultKind, Reason, Verb};
 use crate::vm::state::{BirthPhase, VmPhase, VmStateName};
 
 /// Samples of histograms pile up until they are folded in; a scrape folds too, but nobody may be scraping.
@@ -86,8 +87,18 @@ impl Exporter {
                 );
             }
         }
+        for reason in Reason::ALL.into_iter().filter(|reason| reason.kind() == FaultKind::Host) {
+            counter!(names::HOST_BREAKER_OPENED, "reason" => reason.as_str()).absolute(0);
+        }
+        counter!(names::HOST_BREAKER_OPENED, "reason" => INTENSITY).absolute(0);
         for action in JanitorAction::ALL {
             counter!(names::JANITOR_ACTIONS, "action" => action.as_str()).absolute(0);
+        }
+        gauge!(names::ORPHANS_STUCK).set(0.0);
+        for what in Stored::ALL {
+            gauge!(names::DISK_USED, "what" => what.as_str()).set(0.0);
+            gauge!(names::DISK_APPARENT, "what" => what.as_str()).set(0.0);
+            counter!(names::DISK_REMOVED, "what" => what.as_str()).absolute(0);
         }
         for actor in ["pool", "build", "uploader"] {
             counter!(names::ACTOR_RESTARTS, "actor" => actor).absolute(0);
@@ -170,6 +181,10 @@ fn set_gauges(snapshot: &PoolSnapshot) {
         let name = || pool.name.to_string();
         gauge!(names::SLOTS, "pool" => name()).set(f64::from(pool.max));
         gauge!(names::POOL_TARGET, "pool" => name()).set(f64::from(pool.warm));
+        gauge!(names::SLOTS_LOST, "pool" => name(), "reason" => "quarantined")
+            .set(f64::from(pool.quarantined));
+        gauge!(names::SLOTS_LOST, "pool" => name(), "reason" => "slot_leaked").set(f64::from(pool.leaked));
+        gauge!(names::POOL_TROUBLE, "pool" => name()).set(if pool.trouble.is_some() { 1.0 } else { 0.0 });
         gauge!(names::QUEUE_DEPTH, "pool" => name()).set(f64::from(pool.waiting));
         let held = pool.count(VmStateName::Leased) + pool.count(VmStateName::Adopting);
         gauge!(names::BUILDS_RUNNING, "pool" => name()).set(held as f64);
@@ -186,6 +201,10 @@ fn set_gauges(snapshot: &PoolSnapshot) {
                     .set(on);
             }
         }
+    }
+    for state in BreakerState::ALL {
+        let on = if state == snapshot.breaker { 1.0 } else { 0.0 };
+        gauge!(names::HOST_BREAKER, "state" => state.as_str()).set(on);
     }
     gauge!(names::QUEUE_OLDEST).set(snapshot.oldest_waiting.map_or(0.0, UnixMillis::as_seconds));
 }

@@ -59,6 +59,10 @@ catalogue! {
     VMS = "preheat_vms", Gauge, ["pool", "state"], "VMs of the pool by state.";
     POOL_TARGET = "preheat_pool_target", Gauge, ["pool"], "VMs that the pool is asked to keep warm.";
     POOL_OLDEST_NOT_READY = "preheat_pool_oldest_not_ready_timestamp_seconds", Gauge, ["pool"], "Since when the VM that has been coming up for longest is doing so, in seconds since 1970; 0 when none is.";
+    SLOTS_LOST = "preheat_slots_lost", Gauge, ["pool", "reason"], "Slots that are lost until somebody looks: quarantined with a guest that does not die, or leaked by macOS.";
+    HOST_BREAKER = "preheat_host_breaker", Gauge, ["state"], "1 for the state that the host's breaker is in, 0 for the others: open means that no VM is born but a slow probe.";
+    HOST_BREAKER_OPENED = "preheat_host_breaker_opened_total", Counter, ["reason"], "Times that the host's breaker opened or stayed open after a probe, by the reason.";
+    POOL_TROUBLE = "preheat_pool_trouble", Gauge, ["pool"], "1 while VMs of the pool fail to come up, whosever fault it is.";
     CLAIMS = "preheat_claims_total", Counter, ["pool", "result"], "Claims of a VM: a hit was served by a warm VM at once, a miss waited.";
     CLAIM_SECONDS = "preheat_claim_duration_seconds", Histogram(WAIT), ["pool", "result"], "From the claim of a VM to its lease.";
     VM_BOOT_SECONDS = "preheat_vm_boot_seconds", Histogram(BOOT), ["pool", "path"], "From run to warm, by path: cold or resume.";
@@ -77,6 +81,10 @@ catalogue! {
     RUNTIME_VERB_SECONDS = "preheat_runtime_verb_duration_seconds", Histogram(VERB), ["verb", "result"], "One verb of the VM runtime.";
     JANITOR_ACTIONS = "preheat_janitor_actions_total", Counter, ["action"], "What the janitor did about what it found.";
     RECONCILE_LAST_SUCCESS = "preheat_reconcile_last_success_timestamp_seconds", Gauge, [], "When the host's VMs were last compared with the books, in seconds since 1970.";
+    ORPHANS_STUCK = "preheat_orphans_stuck", Gauge, [], "VMs of ours that are in no book and could not be removed: whatever they hold of the host is lost.";
+    DISK_USED = "preheat_disk_used_bytes", Gauge, ["what"], "Blocks that builds, the spool, VMs with their images, and VMs' logs take; where clones share blocks unseen (APFS), an upper bound.";
+    DISK_APPARENT = "preheat_disk_apparent_bytes", Gauge, ["what"], "What the lengths of the same files add up to, holes included.";
+    DISK_REMOVED = "preheat_disk_removed_total", Counter, ["what"], "Builds, sources and logs that were removed because they were kept long enough or the disk was short.";
     UPLOADS_PENDING = "preheat_uploads_pending", Gauge, ["sink"], "Results not yet delivered to the sink.";
     UPLOAD_ATTEMPTS = "preheat_upload_attempts_total", Counter, ["sink", "result"], "Attempts to deliver a result.";
     HOST_DISK_FREE = "preheat_host_disk_free_bytes", Gauge, [], "Free bytes on the volume of the installation.";

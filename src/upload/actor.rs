@@ -10,6 +10,7 @@ use super::sink;
 use crate::build::actor::artifacts_path;
 use crate::clock::{self, UnixMillis};
 use crate::config::Live;
+use crate::jitter;
 use crate::store::{Delivery, Store, StoreError};
 use crate::telemetry::events::{BuildPhaseEnded, Degraded, UploadTried, UploadsPending};
 
@@ -202,7 +203,8 @@ async fn attempt(args: &UploadArguments, delivery: &Delivery) -> Result<(), Stor
     match error {
         None => args.store.delivered(delivery.id).await,
         Some(error) => {
-            let pause = PAUSE_FIRST.saturating_mul(1 << delivery.attempts.min(10)).min(PAUSE_MAX);
+            // With jitter: what a sink's failure held up must not come back all at once.
+            let pause = jitter::backoff(PAUSE_FIRST, PAUSE_MAX, attempt, jitter::next());
             let millis = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
             let next = UnixMillis(UnixMillis::now().0.saturating_add(millis));
             args.store.not_delivered(delivery.id, next, error).await

@@ -156,6 +156,10 @@ impl VmLife {
                 }
                 self.step(me, Event::RemovalAsked);
             }
+            VmCommand::Vanished => {
+                let text = "its process or its files are gone from the host";
+                self.fail(me, self.phase(), &Fault::new(Reason::GuestStopped, "janitor", text));
+            }
         }
     }
 

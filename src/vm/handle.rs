@@ -21,6 +21,8 @@ pub enum VmCommand {
     Lease,
     /// It is to go.
     Remove(RetireReason),
+    /// Its process or its files are not on the host.
+    Vanished,
 }
 
 /// What a VM tells of itself.

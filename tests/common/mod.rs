@@ -212,7 +212,7 @@ pub fn artifact(path: &str, bytes: &[u8]) -> ArtifactView {
 }
 
 impl Service for Fake {
-    fn admit(&self) -> Result<Ticket, Refused> {
+    fn admit(&self, _bytes: Option<u64>) -> Result<Ticket, Refused> {
         if *self.draining.lock().expect("whole") {
             return Err(Refused::Draining);
         }
@@ -315,12 +315,14 @@ impl Service for Fake {
             max: 2,
             vms: [("warm".to_owned(), 2)].into(),
             waiting: 0,
+            lost: 0,
             trouble: Some(TroubleView {
                 reason: "no_address".into(),
                 text: "no address in time".into(),
                 hint: Some("look at DHCP".into()),
                 failures: 3,
                 next_try_ms: UnixMillis::now(),
+                scope: preheat::api::wire::TroubleScope::Pool,
             }),
         }]
     }

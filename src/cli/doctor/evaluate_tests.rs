@@ -137,6 +137,7 @@ fn a_running_daemons_trouble_is_told() {
         hint: Some("allow it".into()),
         failures: 3,
         next_try_ms: UnixMillis(0),
+        scope: crate::api::wire::TroubleScope::Pool,
     };
     facts.config.as_mut().expect("configured").troubles.push(("linux".into(), trouble));
     assert_eq!(worst(&facts)[0].check, "pool");

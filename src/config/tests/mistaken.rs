@@ -17,7 +17,7 @@ fn every_mistake_of_a_section_is_told_at_once() {
             "F:host.vms: found 0, allowed is a whole number from 1 to 512 \
              (without a VM nothing is built, and no host runs more) (line 2)",
             "F:host.macos_gests: unknown key, allowed are vms, macos_guests, cores, memory, disk_free_min, \
-             builds_max (line 3)",
+             disk_free_low, builds_max (line 3)",
             "hint: did you mean `macos_guests`?",
             "F:host.cores: found \"all\", allowed is a whole number from 1 to 1024 (no host has more), \
              or \"unlimited\" (line 4)",

@@ -481,3 +481,5 @@ async fn a_build_whose_pool_is_gone_after_a_restart_ends_and_says_so() {
     assert_eq!(view.reason.as_deref(), Some("there is no pool `linux` any more"));
     drop(dir);
 }
+
+mod faults;

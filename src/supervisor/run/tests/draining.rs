@@ -12,7 +12,7 @@ async fn in_step(world: &World, command: &str) -> BuildId {
 }
 
 fn refuses(world: &World) -> String {
-    world.daemon.core.admit().map(drop).expect_err("it takes no builds").code().to_owned()
+    world.daemon.core.admit(None).map(drop).expect_err("it takes no builds").code().to_owned()
 }
 
 async fn drained(world: &World) {
@@ -42,7 +42,7 @@ async fn a_drained_daemon_finishes_what_runs_keeps_what_waits_and_has_no_vm() {
     world.daemon.core.resume().await.expect("it goes on");
     assert_eq!(world.over(waiting).await.result, Some(BuildResult::Success));
     world.until_warm(1).await;
-    assert!(world.daemon.core.admit().is_ok());
+    assert!(world.daemon.core.admit(None).is_ok());
 }
 
 #[tokio::test(start_paused = true)]

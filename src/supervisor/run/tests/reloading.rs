@@ -99,10 +99,10 @@ async fn what_is_live_is_followed_by_the_next_decision_everywhere() {
     assert_eq!(*told.lock().expect("whole"), ["debug"]);
     world.until_warm(2).await;
     assert!(before.iter().all(|vm| world.warm_names().contains(vm)), "what was warm stays");
-    let place = world.daemon.core.admit().expect("one place");
-    assert!(matches!(world.daemon.core.admit(), Err(Refused::QueueFull { max: 1 })));
+    let place = world.daemon.core.admit(None).expect("one place");
+    assert!(matches!(world.daemon.core.admit(None), Err(Refused::QueueFull { max: 1 })));
     drop(place);
-    assert!(world.daemon.core.admit().is_ok());
+    assert!(world.daemon.core.admit(None).is_ok());
     let id = world.submit("echo", |_| {}).await;
     world.over(id).await;
     assert!(sink.join(id.to_string()).join("result.json").is_file(), "also to a sink that was added");

@@ -1,0 +1,228 @@
+//! The rounds that the daemon makes: the janitor's over the host's VMs, and the disk's over what lies about. Both go by
+//! interval; the janitor's also soon after each failure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::{interval, sleep, timeout};
+
+use crate::build::actor::{BuildContext, folder};
+use crate::clock::UnixMillis;
+use crate::config::Config;
+use crate::host;
+use crate::ids::BuildId;
+use crate::janitor;
+use crate::janitor::disk::{self, Usage};
+use crate::janitor::plan::Expected;
+use crate::janitor::retain::{self, Item, Policy};
+use crate::pool::snapshot::PoolSnapshot;
+use crate::runtime::Runtime;
+use crate::store::{Ended, StoreError};
+use crate::telemetry::events::{Degraded, DiskMeasured, Removed, Stored};
+use crate::vm::state::VmStateName;
+
+/// The host is compared with the books this often, and the disk is looked through.
+pub const EVERY: Duration = Duration::from_secs(60);
+/// A failure leaves work for a moment: what it takes down with it comes in the same round.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// One round at most: a verb that hangs costs its own deadline each time, and the next round goes on.
+const ROUND_MAX: Duration = Duration::from_secs(300);
+/// A file of the spool that no build needs may be a source that is still coming in; one that nobody has written to for this
+/// long is none.
+const SPOOL_LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// What the books say of each VM of ours.
+pub fn expected(snapshot: &PoolSnapshot) -> BTreeMap<String, Expected> {
+    let state = |word: &str| VmStateName::ALL.into_iter().find(|state| state.as_str() == word);
+    let expected = |word: &str| match state(word) {
+        Some(VmStateName::Warm | VmStateName::Leased) => Expected::Runs,
+        Some(VmStateName::Cloned | VmStateName::Configured) => Expected::There,
+        // Its process is on its way, and says itself when it ends.
+        Some(VmStateName::Starting | VmStateName::Addressed | VmStateName::Answering) => Expected::There,
+        Some(VmStateName::Adopting) => Expected::There,
+        Some(VmStateName::Quarantined) => Expected::Quarantined,
+        Some(VmStateName::Cloning | VmStateName::Removing) | None => Expected::Changing,
+    };
+    snapshot.vms.iter().map(|vm| (vm.name.clone(), expected(&vm.state))).collect()
+}
+
+/// The janitor, for as long as the daemon runs.
+pub async fn janitor(runtime: Arc<dyn Runtime>, context: BuildContext) {
+    let mut seen = context.pool.snapshot().failures;
+    loop {
+        let failed = async {
+            let failed = context.pool.until(|snapshot| snapshot.failures != seen).await;
+            sleep(AFTER_FAILURE).await;
+            failed
+        };
+        timeout(EVERY, failed).await.ok();
+        // From before the round: what fails during it is worth another one.
+        seen = context.pool.snapshot().failures;
+        let books = || expected(&context.pool.snapshot());
+        match timeout(ROUND_MAX, janitor::reconcile(runtime.as_ref(), books)).await {
+            Ok(Ok(round)) => {
+                round.vanished.into_iter().for_each(|vm| context.pool.vanished(vm));
+                round.quarantined.into_iter().for_each(|vm| context.pool.retry_quarantined(vm));
+            }
+            Ok(Err(fault)) => Degraded { what: "janitor", error: fault.to_string() }.emit(),
+            Err(_) => Degraded { what: "janitor", error: format!("not done in {ROUND_MAX:?}") }.emit(),
+        }
+    }
+}
+
+/// The disk, for as long as the daemon runs.
+pub async fn disk(context: BuildContext) {
+    let mut ticks = interval(EVERY);
+    // A build that is over does not change any more.
+    let mut known = HashMap::new();
+    loop {
+        ticks.tick().await;
+        if let Err(error) = disk_round(&context, &mut known).await {
+            Degraded { what: "journal", error: error.to_string() }.emit();
+        }
+    }
+}
+
+async fn disk_round(context: &BuildContext, known: &mut HashMap<BuildId, u64>) -> Result<(), StoreError> {
+    let config = &context.config.get();
+    // Folders before the journal: a build is in the journal before it has one.
+    let builds = config.home.builds();
+    let there = blocking(move || disk::folders(&builds)).await;
+    // The unfinished first: a build that ends in between is among the ended.
+    let unfinished = context.store.unfinished().await?;
+    let ended = context.store.ended().await?;
+    let needed: BTreeSet<String> = unfinished.iter().map(|record| record.source.clone()).collect();
+    let ids = unfinished.iter().map(|record| record.id).chain(ended.iter().map(|build| build.id)).collect();
+    measure_builds(config, &ended, known).await;
+    retain_builds(context, &ended, known).await?;
+    remove_strays(context, there, ids).await?;
+    remove_spool(context, needed).await;
+    remove_vm_logs(context).await;
+    measure(config.clone()).await;
+    Ok(())
+}
+
+/// `work` on a thread that may block; nothing where it panicked.
+async fn blocking<T: Default + Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_blocking(work).await.unwrap_or_default()
+}
+
+async fn measure_builds(config: &Config, ended: &[Ended], known: &mut HashMap<BuildId, u64>) {
+    let ids: BTreeSet<BuildId> = ended.iter().map(|build| build.id).collect();
+    known.retain(|id, _| ids.contains(id));
+    let new: Vec<_> = ids.into_iter().filter(|id| !known.contains_key(id)).collect();
+    let new: Vec<_> = new.into_iter().map(|id| (id, folder(config, id))).collect();
+    let measured = blocking(move || {
+        let measure = |(id, path): (BuildId, std::path::PathBuf)| (id, disk::usage(&path).used);
+        new.into_iter().map(measure).collect::<Vec<_>>()
+    });
+    known.extend(measured.await);
+}
+
+/// How far free space is under the mark where things go early.
+fn short_of(config: &Config) -> u64 {
+    let free = host::disk(config.home.path()).map(|disk| disk.free);
+    free.map_or(0, |free| config.host.disk_free_low.0.saturating_sub(free))
+}
+
+/// Ended builds go by policy, row and folder; what is owed stays.
+async fn retain_builds(
+    context: &BuildContext,
+    ended: &[Ended],
+    known: &HashMap<BuildId, u64>,
+) -> Result<(), StoreError> {
+    let config = &context.config.get();
+    let (now, builds) = (UnixMillis::now(), &config.builds);
+    let item = |build: &Ended| Item {
+        bytes: known.get(&build.id).copied().unwrap_or(0),
+        age: now.since(build.finished_ms),
+        held: build.owed || context.live.get(build.id).is_some(),
+    };
+    let items: Vec<Item> = ended.iter().map(item).collect();
+    let policy = Policy {
+        count: builds.keep as usize,
+        age: builds.keep_age,
+        bytes: builds.keep_bytes.map(|b| b.0),
+        short_of: short_of(config),
+    };
+    let gone: Vec<BuildId> = retain::plan(&items, &policy).into_iter().map(|n| ended[n].id).collect();
+    for id in context.store.forget(gone).await? {
+        tokio::fs::remove_dir_all(folder(config, id)).await.ok();
+        Removed { what: Stored::Builds, name: &id.to_string(), bytes: known.get(&id).copied().unwrap_or(0) }
+            .emit();
+    }
+    Ok(())
+}
+
+/// Folders whose build the journal does not know: a crash came between forgetting it and removing them.
+async fn remove_strays(
+    context: &BuildContext,
+    there: Vec<String>,
+    known: BTreeSet<BuildId>,
+) -> Result<(), StoreError> {
+    for name in there {
+        let Ok(id) = name.parse::<u64>().map(BuildId) else { continue };
+        if id.to_string() == name && !known.contains(&id) && context.store.build(id).await?.is_none() {
+            tokio::fs::remove_dir_all(folder(&context.config.get(), id)).await.ok();
+            Removed { what: Stored::Builds, name: &name, bytes: 0 }.emit();
+        }
+    }
+    Ok(())
+}
+
+/// Sources that no build needs, and that nobody writes to.
+async fn remove_spool(context: &BuildContext, needed: BTreeSet<String>) {
+    let spool = context.config.get().home.spool();
+    let path = spool.clone();
+    for file in blocking(move || disk::files(&path, UnixMillis::now())).await {
+        if file.age >= SPOOL_LEFTOVER_AGE && !needed.contains(&file.name) {
+            remove(&spool, Stored::Spool, &file).await;
+        }
+    }
+}
+
+/// What VMs printed, when they are long gone.
+async fn remove_vm_logs(context: &BuildContext) {
+    let config = context.config.get();
+    let (path, log) = (config.home.vm_logs(), &config.log);
+    let folder = path.clone();
+    let files = blocking(move || disk::files(&folder, UnixMillis::now())).await;
+    let snapshot = context.pool.snapshot();
+    let lives = |name: &str| snapshot.vms.iter().any(|vm| name.strip_suffix(".log") == Some(&vm.name));
+    let item = |file: &disk::Entry| Item { bytes: file.bytes, age: file.age, held: lives(&file.name) };
+    let items: Vec<Item> = files.iter().map(item).collect();
+    let policy = Policy {
+        count: log.vm_keep as usize,
+        age: log.vm_keep_age,
+        bytes: log.vm_keep_bytes.map(|b| b.0),
+        short_of: short_of(&config),
+    };
+    for n in retain::plan(&items, &policy) {
+        remove(&path, Stored::Logs, &files[n]).await;
+    }
+}
+
+async fn remove(folder: &Path, what: Stored, file: &disk::Entry) {
+    if tokio::fs::remove_file(folder.join(&file.name)).await.is_ok() {
+        Removed { what, name: &file.name, bytes: file.bytes }.emit();
+    }
+}
+
+async fn measure(config: Arc<Config>) {
+    let measured = blocking(move || {
+        let home = &config.home;
+        [
+            (Stored::Builds, disk::usage(&home.builds())),
+            (Stored::Spool, disk::usage(&home.spool())),
+            (Stored::Vms, disk::usage(&config.runtime.tart_home)),
+            (Stored::Logs, disk::usage(&home.vm_logs())),
+        ]
+        .to_vec()
+    });
+    for (what, Usage { used, apparent, .. }) in measured.await {
+        DiskMeasured { what, used, apparent }.emit();
+    }
+}
