@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::actor::BuildHandle;
 use super::log::LogHead;
@@ -29,12 +29,25 @@ impl LiveBuild {
 #[derive(Clone, Default)]
 pub struct LiveBuilds {
     builds: Arc<Mutex<HashMap<BuildId, LiveBuild>>>,
+    entered: Arc<Notify>,
 }
 
 impl LiveBuilds {
     /// Enters a build.
     pub fn enter(&self, id: BuildId, build: LiveBuild) {
         self.with(|builds| builds.insert(id, build));
+        self.entered.notify_waiters();
+    }
+
+    /// Waits for a build that is on disk and whose actor is about to start. For waits that have a deadline around them.
+    pub async fn entering(&self, id: BuildId) -> LiveBuild {
+        loop {
+            let next = self.entered.notified();
+            if let Some(build) = self.get(id) {
+                return build;
+            }
+            next.await;
+        }
     }
 
     /// Removes a build that is over and on disk.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::BoxStream;
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::SupervisorHandle;
@@ -16,6 +17,7 @@ use crate::api::wire::{
     BuildView, DaemonState, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
 };
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
+use crate::build::live::LiveBuild;
 use crate::build::log;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
@@ -118,6 +120,20 @@ impl Core {
         self.context.store.build(id).await.map_err(internal)?.ok_or(Refused::BuildUnknown(id))
     }
 
+    /// A build's actor; `None` when the build is over. One that was just accepted, or taken up, is about to start.
+    async fn live(&self, id: BuildId) -> Result<Option<LiveBuild>, Refused> {
+        if let Some(live) = self.context.live.get(id) {
+            return Ok(Some(live));
+        }
+        // It leaves when its result is on disk, so without one it is still to come.
+        let record = self.context.store.build(id).await.map_err(internal)?;
+        if record.is_none_or(|record| record.result.is_some()) {
+            return Ok(None);
+        }
+        let silent = |_| Refused::Internal(format!("build {id} does not answer"));
+        timeout(ASK_MAX, self.context.live.entering(id)).await.map(Some).map_err(silent)
+    }
+
     fn view(&self, record: &BuildRecord) -> BuildView {
         record.view(self.context.pool.snapshot().waiting.get(&record.id).cloned())
     }
@@ -203,7 +219,7 @@ impl Service for Core {
             if self.record(id).await?.result.is_some() {
                 return Err(Refused::BuildOver(id));
             }
-            let live = self.context.live.get(id).ok_or(Refused::BuildOver(id))?;
+            let Some(live) = self.live(id).await? else { return Err(Refused::BuildOver(id)) };
             match live.handle.cancel(ASK_MAX).await {
                 Some(true) => Ok(()),
                 Some(false) => Err(Refused::BuildOver(id)),

@@ -25,8 +25,9 @@ fn a_daemon_at_work() -> (House, u64, u64) {
     (house, running, queued)
 }
 
-fn both_end_once(house: &House, running: u64, queued: u64) {
-    until("the build to begin again", || (begun(house, running) == 2).then_some(()));
+/// `times`: how often the running one begins in all.
+fn both_end_once(house: &House, running: u64, queued: u64, times: usize) {
+    until("the build to begin again", || (begun(house, running) == times).then_some(()));
     house.release(house.view(running).vm.as_deref().expect("it has one"));
     for id in [running, queued] {
         let build = house.over(id);
@@ -53,18 +54,61 @@ fn a_daemon_that_was_stopped_goes_on_with_its_builds() {
     assert_eq!(house.listed(), ["linux", "mine"], "its VMs go with it");
     until("every process to be gone", || house.processes().is_empty().then_some(()));
     house.start();
-    both_end_once(&house, running, queued);
+    both_end_once(&house, running, queued, 2);
 }
 
 #[test]
 fn a_daemon_that_was_killed_goes_on_with_its_builds_and_clears_its_orphans() {
     let (house, running, queued) = a_daemon_at_work();
-    let orphan = house.view(running).vm.expect("it has one");
+    let before = house.view(running);
+    let vm = before.vm.clone().expect("it has one");
+    let ahead = until("the next VM to be cloned ahead", || {
+        house.vms().into_iter().find(|row| row.state == "configured").map(|row| row.name)
+    });
     house.end(Signal::SIGKILL);
-    assert!(house.listed().contains(&orphan), "nobody was there to take it away");
+    let left = house.listed();
+    assert!(left.contains(&vm) && left.contains(&ahead), "nobody was there to take them away");
     house.start();
-    both_end_once(&house, running, queued);
-    assert!(!house.listed().contains(&orphan));
+    both_end_once(&house, running, queued, 1);
+    let after = house.view(running);
+    assert_eq!((after.vm, after.attempt), (Some(vm), before.attempt), "it went on where it was");
+    assert!(!house.listed().contains(&ahead));
+    assert_eq!(house.metric("preheat_vms_adopted_total", &[("result", "adopted")]), Some(1.0));
+}
+
+/// Killed again and again while it prints: the same step, and its log as if nothing had happened.
+#[test]
+fn a_step_goes_on_while_its_daemon_is_killed_and_each_line_is_there_once() {
+    const LINES: usize = 100;
+    let house = Plan::pool(1, 1).open();
+    assert!(house.tart(&["clone", "linux", "mine"]).status.success());
+    house.whole();
+    let step =
+        format!("for i in $(seq {LINES}); do echo line $i; echo error $i >&2; sleep 0.3; done; exit 3");
+    let id = house.submit(&[&tiny(house.dir()), "--step", &step, "--pool", "linux"]);
+    house.printed(id, "line 1");
+    let vm = house.view(id).vm;
+    for kill in 1..=3 {
+        house.end(Signal::SIGKILL);
+        house.start();
+        assert_eq!(house.view(id).vm, vm, "after kill {kill}");
+        let seen = house.log(id).len();
+        until("more lines", || (house.log(id).len() > seen + 4).then_some(()));
+    }
+    let build = house.over(id);
+    assert_eq!((build.result, build.attempt), (Some(BuildResult::Failure), 1), "{build:?}");
+    assert_eq!(build.vm, vm);
+    assert!(build.reason.as_deref().is_some_and(|why| why.ends_with("exited with 3")), "{build:?}");
+    let log = house.log(id);
+    for (stream, word) in [(LogStream::Out, "line"), (LogStream::Err, "error")] {
+        let texts: Vec<&str> =
+            log.iter().filter(|line| line.stream == stream).map(|line| line.text.as_str()).collect();
+        let expected: Vec<String> = (1..=LINES).map(|n| format!("{word} {n}")).collect();
+        assert_eq!(texts, expected, "each line once, in its order");
+    }
+    let ends = log.iter().filter(|l| l.stream == LogStream::Sys && l.text.starts_with("failure"));
+    assert_eq!(ends.count(), 1, "{log:#?}");
+    clean(&house);
 }
 
 /// Needs no word from the guest but its files, which are there still.
