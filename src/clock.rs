@@ -1,5 +1,6 @@
 //! The only place that reads the time. Tokio's clock is used, so that tests under paused time own it.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,13 @@ impl UnixMillis {
     /// Reads the wall clock.
     #[expect(clippy::disallowed_methods, reason = "this is the place")]
     pub fn now() -> Self {
-        Self(jiff::Timestamp::now().as_millisecond())
+        match SIMULATED.get() {
+            None => Self(jiff::Timestamp::now().as_millisecond()),
+            Some((since, wall)) => {
+                let passed = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+                Self(wall.0.saturating_add(passed))
+            }
+        }
     }
 
     /// Seconds since 1970, for Prometheus.
@@ -41,6 +48,17 @@ impl std::fmt::Display for UnixMillis {
             Err(_) => write!(f, "{} ms", self.0),
         }
     }
+}
+
+thread_local! {
+    /// What a simulation has set this thread's wall clock to, and when.
+    static SIMULATED: Cell<Option<(Instant, UnixMillis)>> = const { Cell::new(None) };
+}
+
+/// For simulations: from now on this thread's wall clock says `wall` and goes on with tokio's clock. Set again, it jumps;
+/// `None` puts the machine's own back.
+pub fn simulate_wall(wall: Option<UnixMillis>) {
+    SIMULATED.set(wall.map(|wall| (now(), wall)));
 }
 
 /// A point by which something must have happened. It travels with a request, so that waiting in line counts.

@@ -1,6 +1,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod api;
+pub mod blocking;
 pub mod build;
 pub mod cli;
 pub mod clock;

@@ -5,12 +5,12 @@ use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use futures::stream::{self, BoxStream, StreamExt};
-use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, watch};
 
 use super::redact::Redactor;
 use crate::api::wire::{LogLine, LogStream};
+use crate::blocking::{self, File};
 use crate::clock::UnixMillis;
 use crate::guest::Position;
 use crate::guest::lines::LINE_BYTES_MAX;
@@ -63,7 +63,7 @@ impl LogWriter {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
         let (head, follow) = watch::channel(LogHead { lines, closed: false });
         let (sender, receiver) = mpsc::channel(LINES_WAITING_MAX);
-        let file = BufWriter::new(File::from_std(file));
+        let file = BufWriter::new(File::new(file));
         let sink = Sink { file, lines, bytes, bytes_max, dropped: 0, redactor, held: [None, None] };
         tokio::spawn(write_all(sink, receiver, head));
         Ok((Self { lines: sender }, follow))
@@ -313,7 +313,7 @@ pub fn read(
         let (mut cursor, mut head) = state?;
         loop {
             let seen = head.as_mut().map(|h| *h.borrow_and_update());
-            let read = tokio::task::spawn_blocking(move || cursor.read()).await;
+            let read = blocking::run(move || cursor.read()).await;
             let Ok(Ok((next, lines))) = read else { return None };
             cursor = next;
             if !lines.is_empty() {

@@ -17,6 +17,7 @@ use super::redact::Redactor;
 use super::spec::{BuildResult, BuildSpec, Step};
 use super::state::Outcome;
 use crate::api::wire::{ArtifactView, LogStream};
+use crate::blocking;
 use crate::clock::{Deadline, UnixMillis};
 use crate::guest::{Bounds, Channel, Ended, Line, Script, Stream, Take, TakeError, WORK_DIR};
 use crate::ids::RunId;
@@ -212,7 +213,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         let work = self.work;
         (self.report)(Progress::WentOn);
         let (path, name) = (work.log_path.clone(), run.clone());
-        let read = tokio::task::spawn_blocking(move || log::position(&path, &name)).await;
+        let read = blocking::run(move || log::position(&path, &name)).await;
         let unread = |why: String| Stop::System(format!("cannot read `{}`: {why}", work.log_path.display()));
         let position = read.map_err(|e| unread(e.to_string()))?.map_err(|e| unread(e.to_string()))?;
         let left = place::left(step.timeout, began_ms, UnixMillis::now()).min(self.deadline.left());
@@ -326,24 +327,27 @@ async fn take_artifacts(work: &Work, deadline: Deadline) -> Result<Vec<ArtifactV
     })?;
     let redactor = Redactor::new(work.secrets.values());
     if let Some(file) = taken.iter().find(|file| redactor.finds(&file.path)) {
-        tokio::fs::remove_dir_all(&partial).await.map_err(host)?;
+        remove_folder(&partial).await.map_err(host)?;
         // The name is masked where the outcome is.
         let why = format!("the name of artifact `{}` has a secret in it: give it another", file.path);
         return Err(Stop::Verdict(BuildResult::Failure, why));
     }
     // What lies there is of an attempt that did not get to its verdict.
     remove_folder(&work.artifacts).await.map_err(host)?;
-    tokio::fs::rename(&partial, &work.artifacts).await.map_err(host)?;
+    let whole = work.artifacts.clone();
+    blocking::io(move || std::fs::rename(partial, whole)).await.map_err(host)?;
     Ok(taken.into_iter().map(|t| ArtifactView { path: t.path, bytes: t.bytes, sha256: t.sha256 }).collect())
 }
 
 async fn fresh_folder(path: &Path) -> std::io::Result<()> {
     remove_folder(path).await?;
-    tokio::fs::create_dir_all(path).await
+    let path = path.to_owned();
+    blocking::io(move || std::fs::create_dir_all(path)).await
 }
 
 async fn remove_folder(path: &Path) -> std::io::Result<()> {
-    match tokio::fs::remove_dir_all(path).await {
+    let path = path.to_owned();
+    match blocking::io(move || std::fs::remove_dir_all(path)).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         Ok(()) | Err(_) => Ok(()),
     }

@@ -15,6 +15,7 @@ use super::ledger::{Adoption, Drain, Ledger, Stage, VmRow, Waiting};
 use super::policy::{self, Decision};
 use super::recipe::recipe;
 use super::snapshot::{self, PoolSnapshot};
+use crate::blocking;
 use crate::clock::{self, Instant, UnixMillis};
 use crate::config::{Config, Pool};
 use crate::guest::{Channel, Connector};
@@ -490,7 +491,7 @@ impl PoolBooks {
         }
         let (path, me): (PathBuf, _) = (self.args.config.home.path().to_owned(), me.clone());
         self.disk_asked = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let disk = tokio::task::spawn_blocking(move || host::disk(&path)).await.ok().flatten();
+            let disk = blocking::run(move || host::disk(&path)).await.ok().flatten();
             me.cast(PoolMessage::Disk(disk)).ok();
         })));
     }

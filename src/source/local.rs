@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::api::service::Refused;
 use crate::api::wire::SubmitSpec;
+use crate::blocking;
 use crate::build::archive::{self, ArchiveError, Limits};
 use crate::build::project::{self, Incomplete, ProjectFile};
 use crate::build::spec::BuildSpec;
@@ -57,7 +58,7 @@ pub async fn receive(
     request: SubmitSpec,
     source: tempfile::TempPath,
 ) -> Result<Received, Refused> {
-    let done = tokio::task::spawn_blocking(move || receive_blocking(&config, &request, &source));
+    let done = blocking::run(move || receive_blocking(&config, &request, &source));
     done.await.map_err(|e| Refused::Internal(e.to_string()))?
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::blocking;
 use crate::clock::UnixMillis;
 use crate::ids::{BuildId, Generation};
 pub use record::BuildRecord;
@@ -97,9 +98,8 @@ impl Store {
         work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let connection = self.connection.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))
-        });
+        let done =
+            blocking::run(move || work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner)));
         done.await.map_err(|_| StoreError::Closed)?
     }
 

@@ -25,6 +25,7 @@ use crate::pool::handle::PoolHandle;
 use crate::store::{BuildRecord, Store};
 use crate::telemetry::events::{ActorRestarted, Degraded};
 use crate::upload::actor::{self as upload_actor, UploadArguments, UploadMessage};
+use crate::upload::sink::Courier;
 
 /// Restarts of the uploader and of builds' actors: more of them, and the daemon is broken.
 const RESTARTS_MAX: usize = 5;
@@ -51,6 +52,7 @@ pub struct SupervisorArguments {
     pub store: Store,
     pub live: LiveBuilds,
     pub pool: PoolArguments,
+    pub courier: Arc<dyn Courier>,
     /// Told once why the daemon cannot go on.
     pub broken: mpsc::Sender<String>,
 }
@@ -76,6 +78,7 @@ struct BuildChild {
 pub struct Tree {
     config: Live,
     store: Store,
+    courier: Arc<dyn Courier>,
     context: BuildContext,
     pool: PoolHandle,
     pool_id: ActorId,
@@ -96,7 +99,11 @@ impl Actor for Supervisor {
         args: SupervisorArguments,
     ) -> Result<Tree, ActorProcessingErr> {
         let pool = pool_actor::spawn(args.pool, me.get_cell()).await?;
-        let uploads = UploadArguments { config: args.config.clone(), store: args.store.clone() };
+        let uploads = UploadArguments {
+            config: args.config.clone(),
+            store: args.store.clone(),
+            courier: args.courier.clone(),
+        };
         let uploader = upload_actor::spawn(uploads, me.get_cell()).await?;
         let told = me.clone();
         let context = BuildContext {
@@ -111,6 +118,7 @@ impl Actor for Supervisor {
         Ok(Tree {
             config: args.config,
             store: args.store,
+            courier: args.courier,
             context,
             pool_id: pool.id(),
             pool,
@@ -195,7 +203,11 @@ impl Tree {
             self.restart_build(me, child, why).await;
         } else if id == self.uploader.get_id() {
             ActorRestarted { actor: "uploader", why }.emit();
-            let arguments = UploadArguments { config: self.config.clone(), store: self.store.clone() };
+            let arguments = UploadArguments {
+                config: self.config.clone(),
+                store: self.store.clone(),
+                courier: self.courier.clone(),
+            };
             match upload_actor::spawn(arguments, me.get_cell()).await {
                 Ok(uploader) => self.uploader = uploader,
                 Err(error) => {

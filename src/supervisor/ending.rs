@@ -12,9 +12,7 @@
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 
-use super::core::Core;
 use super::run::{Daemon, RunError};
 use crate::api::service::Service;
 use crate::telemetry::events::{DaemonCut, DaemonStopping};
@@ -65,11 +63,8 @@ impl Signals {
 ///
 /// # Errors
 /// Why it broke.
-pub async fn told(
-    signals: &mut Signals,
-    core: &Core,
-    broken: &mut mpsc::Receiver<String>,
-) -> Result<(), RunError> {
+pub async fn told(signals: &mut Signals, daemon: &mut Daemon) -> Result<(), RunError> {
+    let core = daemon.core.clone();
     loop {
         tokio::select! {
             end = signals.told() => match end {
@@ -77,9 +72,7 @@ pub async fn told(
                 // Whatever comes of it is in the log.
                 Told::Reload => drop(core.reload().await),
             },
-            why = broken.recv() => {
-                return Err(RunError::Broken(why.unwrap_or_else(|| "its supervisor ended".into())));
-            }
+            why = daemon.broke() => return Err(RunError::Broken(why)),
         }
     }
 }

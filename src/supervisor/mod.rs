@@ -12,4 +12,4 @@ pub mod resume;
 mod rounds;
 mod run;
 
-pub use run::{Daemon, RunError, run};
+pub use run::{Daemon, Outside, RunError, run};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::api::service::Refused;
 use crate::api::wire::{ChangeView, ConfigView, ReloadView};
+use crate::blocking;
 use crate::clock::UnixMillis;
 use crate::config::changes::{self, Changes};
 use crate::config::{Config, Live, Loaded, Mistakes};
@@ -87,7 +88,7 @@ impl Reloads {
             return Err(Refused::Internal("nobody said where the configuration comes from".into()));
         };
         let read = read.clone();
-        let loaded = tokio::task::spawn_blocking(move || read()).await;
+        let loaded = blocking::run(move || read()).await;
         let loaded = loaded.map_err(|e| Refused::Internal(e.to_string()))?.map_err(|m| self.refused(&m))?;
         let old = parts.live.get();
         let changes = changes::diff(&old, &loaded.config);

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
 use tokio::time::{interval, sleep, timeout};
 
+use crate::blocking;
 use crate::build::actor::{BuildContext, folder};
 use crate::clock::UnixMillis;
 use crate::config::Config;
@@ -90,7 +90,7 @@ async fn disk_round(context: &BuildContext, known: &mut HashMap<BuildId, u64>) -
     let config = &context.config.get();
     // Folders before the journal: a build is in the journal before it has one.
     let builds = config.home.builds();
-    let there = blocking(move || disk::folders(&builds)).await;
+    let there = look(move || disk::folders(&builds)).await;
     // The unfinished first: a build that ends in between is among the ended.
     let unfinished = context.store.unfinished().await?;
     let ended = context.store.ended().await?;
@@ -105,9 +105,9 @@ async fn disk_round(context: &BuildContext, known: &mut HashMap<BuildId, u64>) -
     Ok(())
 }
 
-/// `work` on a thread that may block; nothing where it panicked.
-async fn blocking<T: Default + Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    spawn_blocking(work).await.unwrap_or_default()
+/// `work` that may block; nothing where it panicked.
+async fn look<T: Default + Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    blocking::run(work).await.unwrap_or_default()
 }
 
 async fn measure_builds(config: &Config, ended: &[Ended], known: &mut HashMap<BuildId, u64>) {
@@ -115,7 +115,7 @@ async fn measure_builds(config: &Config, ended: &[Ended], known: &mut HashMap<Bu
     known.retain(|id, _| ids.contains(id));
     let new: Vec<_> = ids.into_iter().filter(|id| !known.contains_key(id)).collect();
     let new: Vec<_> = new.into_iter().map(|id| (id, folder(config, id))).collect();
-    let measured = blocking(move || {
+    let measured = look(move || {
         let measure = |(id, path): (BuildId, std::path::PathBuf)| (id, disk::usage(&path).used);
         new.into_iter().map(measure).collect::<Vec<_>>()
     });
@@ -150,7 +150,7 @@ async fn retain_builds(
     };
     let gone: Vec<BuildId> = retain::plan(&items, &policy).into_iter().map(|n| ended[n].id).collect();
     for id in context.store.forget(gone).await? {
-        tokio::fs::remove_dir_all(folder(config, id)).await.ok();
+        remove_folder(config, id).await;
         Removed { what: Stored::Builds, name: &id.to_string(), bytes: known.get(&id).copied().unwrap_or(0) }
             .emit();
     }
@@ -166,7 +166,7 @@ async fn remove_strays(
     for name in there {
         let Ok(id) = name.parse::<u64>().map(BuildId) else { continue };
         if id.to_string() == name && !known.contains(&id) && context.store.build(id).await?.is_none() {
-            tokio::fs::remove_dir_all(folder(&context.config.get(), id)).await.ok();
+            remove_folder(&context.config.get(), id).await;
             Removed { what: Stored::Builds, name: &name, bytes: 0 }.emit();
         }
     }
@@ -177,7 +177,7 @@ async fn remove_strays(
 async fn remove_spool(context: &BuildContext, needed: BTreeSet<String>) {
     let spool = context.config.get().home.spool();
     let path = spool.clone();
-    for file in blocking(move || disk::files(&path, UnixMillis::now())).await {
+    for file in look(move || disk::files(&path, UnixMillis::now())).await {
         if file.age >= SPOOL_LEFTOVER_AGE && !needed.contains(&file.name) {
             remove(&spool, Stored::Spool, &file).await;
         }
@@ -189,7 +189,7 @@ async fn remove_vm_logs(context: &BuildContext) {
     let config = context.config.get();
     let (path, log) = (config.home.vm_logs(), &config.log);
     let folder = path.clone();
-    let files = blocking(move || disk::files(&folder, UnixMillis::now())).await;
+    let files = look(move || disk::files(&folder, UnixMillis::now())).await;
     let snapshot = context.pool.snapshot();
     let lives = |name: &str| snapshot.vms.iter().any(|vm| name.strip_suffix(".log") == Some(&vm.name));
     let item = |file: &disk::Entry| Item { bytes: file.bytes, age: file.age, held: lives(&file.name) };
@@ -205,14 +205,20 @@ async fn remove_vm_logs(context: &BuildContext) {
     }
 }
 
+async fn remove_folder(config: &Config, build: BuildId) {
+    let folder = folder(config, build);
+    blocking::io(move || std::fs::remove_dir_all(folder)).await.ok();
+}
+
 async fn remove(folder: &Path, what: Stored, file: &disk::Entry) {
-    if tokio::fs::remove_file(folder.join(&file.name)).await.is_ok() {
+    let path = folder.join(&file.name);
+    if blocking::io(move || std::fs::remove_file(path)).await.is_ok() {
         Removed { what, name: &file.name, bytes: file.bytes }.emit();
     }
 }
 
 async fn measure(config: Arc<Config>) {
-    let measured = blocking(move || {
+    let measured = look(move || {
         let home = &config.home;
         [
             (Stored::Builds, disk::usage(&home.builds())),

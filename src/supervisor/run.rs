@@ -44,6 +44,7 @@ use crate::runtime::tart::Tart;
 use crate::store::{BuildRecord, Store, StoreError, Values};
 use crate::telemetry::events::{BuildEnded, DaemonDraining, DaemonStarted, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
+use crate::upload::sink::{Courier, Sinks};
 
 /// A question to the supervisor.
 const ASK_MAX: Duration = Duration::from_secs(10);
@@ -105,11 +106,10 @@ pub async fn run(loaded: Loaded, read: Read, log: Follower) -> Result<(), RunErr
     exporter.zero(&config);
 
     let tart = Arc::new(Tart::new(&config.runtime, config.home.vm_logs()));
-    let runtime: Arc<dyn Runtime> = tart.clone();
-    let connector: Arc<dyn Connector> = Arc::new(SshConnector);
+    let outside =
+        Outside { runtime: tart.clone(), connector: Arc::new(SshConnector), courier: Arc::new(Sinks) };
     ssh::sweep_orphans().await;
-    let found = clear_up(&config, runtime.as_ref(), &store).await?;
-    let mut daemon = Daemon::start(config.clone(), store, runtime, connector, exporter, found).await?;
+    let mut daemon = Daemon::begin(config.clone(), store, outside, exporter).await?;
 
     let verbs: Follower = Box::new(move |config| tart.set_deadlines(config.runtime.deadlines.clone()));
     daemon.core.read_anew_from(Source { first: loaded, read, followers: vec![log, verbs] });
@@ -128,7 +128,7 @@ pub async fn run(loaded: Loaded, read: Read, log: Follower) -> Result<(), RunErr
     let (home, runtime) = (config.home.path(), config.runtime.program.as_str());
     DaemonStarted { address, home, runtime, pools: config.pools.len() }.emit();
 
-    let ended = ending::told(&mut signals, &daemon.core, &mut daemon.broken).await;
+    let ended = ending::told(&mut signals, &mut daemon).await;
     ending::end(daemon, &mut signals, ended.is_ok()).await;
     shutdown.cancel();
     served.await.ok();
@@ -166,6 +166,14 @@ fn who_holds(lock: &Path) -> String {
     signed.map(|(pid, address)| format!(": process {pid}, on {address}")).unwrap_or_default()
 }
 
+/// What the daemon reaches out to.
+#[derive(Clone)]
+pub struct Outside {
+    pub runtime: Arc<dyn Runtime>,
+    pub connector: Arc<dyn Connector>,
+    pub courier: Arc<dyn Courier>,
+}
+
 /// The running parts.
 pub struct Daemon {
     pub core: Arc<Core>,
@@ -177,6 +185,20 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// All of the daemon but its lock, its port and its signals: what an earlier one left is cleared away, then it starts.
+    ///
+    /// # Errors
+    /// When an actor does not start or the journal cannot be read.
+    pub async fn begin(
+        config: Arc<Config>,
+        store: Store,
+        outside: Outside,
+        exporter: Exporter,
+    ) -> Result<Self, RunError> {
+        let found = clear_up(&config, outside.runtime.as_ref(), &store).await?;
+        Self::start(config, store, outside, exporter, found).await
+    }
+
     /// Starts the actors and takes up the journal's builds.
     ///
     /// # Errors
@@ -184,12 +206,12 @@ impl Daemon {
     pub async fn start(
         config: Arc<Config>,
         store: Store,
-        runtime: Arc<dyn Runtime>,
-        connector: Arc<dyn Connector>,
+        outside: Outside,
         exporter: Exporter,
         found: Found,
     ) -> Result<Self, RunError> {
         let goes_on: BTreeSet<BuildId> = found.adopt.iter().map(|adoption| adoption.build).collect();
+        let Outside { runtime, connector, courier } = outside;
         let (publish, _) = watch::channel(Arc::new(PoolSnapshot::default()));
         let (tell_broken, broken) = mpsc::channel(1);
         let pool = PoolArguments {
@@ -207,6 +229,7 @@ impl Daemon {
             store: store.clone(),
             live: LiveBuilds::default(),
             pool,
+            courier,
             broken: tell_broken,
         };
         let supervisor = actor::spawn(arguments).await.map_err(|e| RunError::Start(e.to_string()))?;
@@ -305,6 +328,11 @@ impl Daemon {
             _ = cut => "a second signal came",
             _ = self.broken.recv() => "it broke while it drained",
         }
+    }
+
+    /// Waits for the daemon to break, and says why it did.
+    pub async fn broke(&mut self) -> String {
+        self.broken.recv().await.unwrap_or_else(|| "its supervisor ended".into())
     }
 
     /// Stops the actors and takes every VM away. What still runs is cut short.

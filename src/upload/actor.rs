@@ -1,12 +1,13 @@
 //! The uploader: reads what is owed from the outbox, delivers what is due, a few at a time, and writes down what arrived.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::sink;
+use super::sink::Courier;
 use crate::build::actor::artifacts_path;
 use crate::clock::{self, UnixMillis};
 use crate::config::Live;
@@ -38,6 +39,7 @@ pub enum UploadMessage {
 pub struct UploadArguments {
     pub config: Live,
     pub store: Store,
+    pub courier: Arc<dyn Courier>,
 }
 
 /// The actor. Its state is in [`Outgoing`].
@@ -193,7 +195,7 @@ async fn attempt(args: &UploadArguments, delivery: &Delivery) -> Result<(), Stor
     };
     let artifacts = artifacts_path(&config, delivery.build);
     let began = clock::now();
-    let delivered = sink::deliver(&upload.sink, &record.view(None), &artifacts).await;
+    let delivered = args.courier.deliver(upload, &record.view(None), &artifacts).await;
     let error = delivered.err().map(|e| e.to_string());
     if error.is_none() {
         BuildPhaseEnded { build: delivery.build, phase: "upload", step: None, took: began.elapsed() }.emit();

@@ -5,11 +5,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::future::{BoxFuture, FutureExt};
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH};
 use tokio_util::io::ReaderStream;
 
 use crate::api::wire::BuildView;
-use crate::config::UploadSink;
+use crate::config::{Upload, UploadSink};
 
 /// For one file over HTTP. A gigabyte at 5 MB/s.
 const FILE_LIMIT: Duration = Duration::from_secs(300);
@@ -27,14 +28,34 @@ pub enum SinkError {
     Http(String),
 }
 
-/// Delivers one build: its artifacts from `artifacts`, and `result.json`.
-///
-/// # Errors
-/// What went wrong; it may be tried again.
-pub async fn deliver(sink: &UploadSink, build: &BuildView, artifacts: &Path) -> Result<(), SinkError> {
-    match sink {
-        UploadSink::Folder { path } => to_folder(path, build, artifacts).await,
-        UploadSink::Http { url, token_file } => to_http(url, token_file.as_deref(), build, artifacts).await,
+/// Who brings a result to its sink.
+pub trait Courier: Send + Sync + 'static {
+    /// Delivers one build: its artifacts from `artifacts`, and `result.json`. With an error it may be tried again.
+    fn deliver<'a>(
+        &'a self,
+        upload: &'a Upload,
+        build: &'a BuildView,
+        artifacts: &'a Path,
+    ) -> BoxFuture<'a, Result<(), SinkError>>;
+}
+
+/// The sinks that a configuration can name.
+#[derive(Debug, Clone, Copy)]
+pub struct Sinks;
+
+impl Courier for Sinks {
+    fn deliver<'a>(
+        &'a self,
+        upload: &'a Upload,
+        build: &'a BuildView,
+        artifacts: &'a Path,
+    ) -> BoxFuture<'a, Result<(), SinkError>> {
+        match &upload.sink {
+            UploadSink::Folder { path } => to_folder(path, build, artifacts).boxed(),
+            UploadSink::Http { url, token_file } => {
+                to_http(url, token_file.as_deref(), build, artifacts).boxed()
+            }
+        }
     }
 }
 

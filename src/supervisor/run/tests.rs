@@ -58,11 +58,13 @@ async fn start(config: &Arc<Config>, sim: &Sim) -> Daemon {
         std::fs::create_dir_all(folder).expect("a folder");
     }
     let store = Store::open(&config.home.journal()).expect("a journal");
-    let (runtime, connector) = (Arc::new(sim.clone()), Arc::new(sim.clone()));
+    let outside = Outside {
+        runtime: Arc::new(sim.clone()),
+        connector: Arc::new(sim.clone()),
+        courier: Arc::new(Sinks),
+    };
     let found = clear_up(config, sim, &store).await.expect("cleared");
-    Daemon::start(config.clone(), store, runtime, connector, export::install(), found)
-        .await
-        .expect("it starts")
+    Daemon::start(config.clone(), store, outside, export::install(), found).await.expect("it starts")
 }
 
 impl World {
