@@ -28,7 +28,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(600);
 pub enum UploadMessage {
     /// There may be something to do.
     Look,
-    Owed(Vec<Delivery>),
+    /// What the outbox held, and after how many attempts it was asked.
+    Owed(u64, Vec<Delivery>),
     Tried(i64),
     /// Answered when everything that is due was tried.
     Settle(RpcReplyPort<()>),
@@ -49,6 +50,8 @@ pub struct Uploader;
 pub struct Outgoing {
     args: UploadArguments,
     under_way: HashMap<i64, AbortOnDropHandle<()>>,
+    /// Attempts that are over.
+    tried: u64,
     reading: Option<AbortOnDropHandle<()>>,
     timer: Option<AbortOnDropHandle<()>>,
     /// Somebody asked to look while a look was under way.
@@ -71,6 +74,7 @@ impl Actor for Uploader {
         Ok(Outgoing {
             args,
             under_way: HashMap::new(),
+            tried: 0,
             reading: None,
             timer: None,
             again: false,
@@ -86,14 +90,19 @@ impl Actor for Uploader {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             UploadMessage::Look => outgoing.look(&me),
-            UploadMessage::Owed(owed) => {
+            UploadMessage::Owed(tried, owed) => {
                 outgoing.reading = None;
-                outgoing.owed(&me, owed);
-                if std::mem::take(&mut outgoing.again) {
+                // What has arrived meanwhile may stand in it still, and would be delivered twice.
+                let stale = tried != outgoing.tried;
+                if !stale {
+                    outgoing.owed(&me, owed);
+                }
+                if std::mem::take(&mut outgoing.again) || stale {
                     outgoing.look(&me);
                 }
             }
             UploadMessage::Tried(id) => {
+                outgoing.tried += 1;
                 outgoing.under_way.remove(&id);
                 outgoing.look(&me);
             }
@@ -127,13 +136,13 @@ impl Outgoing {
             self.again = true;
             return;
         }
-        let (store, me) = (self.args.store.clone(), me.clone());
+        let (store, me, tried) = (self.args.store.clone(), me.clone(), self.tried);
         self.reading = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let owed = store.owed().await.unwrap_or_else(|error| {
                 Degraded { what: "outbox", error: error.to_string() }.emit();
                 Vec::new()
             });
-            me.cast(UploadMessage::Owed(owed)).ok();
+            me.cast(UploadMessage::Owed(tried, owed)).ok();
         })));
     }
 
