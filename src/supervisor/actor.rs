@@ -34,8 +34,8 @@ const RESTARTS_WINDOW: Duration = Duration::from_secs(60);
 
 /// What the supervisor hears.
 pub enum SupervisorMessage {
-    /// A build that is on disk.
-    Build(Box<BuildArguments>),
+    /// A build that is on disk. Answered when others can look at it.
+    Build(Box<BuildArguments>, Option<RpcReplyPort<()>>),
     /// A build has something to deliver.
     Uploads,
     /// Answered when every result that is due was tried to be delivered.
@@ -136,7 +136,12 @@ impl Actor for Supervisor {
         tree: &mut Tree,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SupervisorMessage::Build(arguments) => tree.start_build(&me, *arguments).await,
+            SupervisorMessage::Build(arguments, reply) => {
+                tree.start_build(&me, *arguments).await;
+                if let Some(reply) = reply {
+                    reply.send(()).ok();
+                }
+            }
             SupervisorMessage::Uploads => {
                 tree.uploader.cast(UploadMessage::Look).ok();
             }

@@ -34,6 +34,8 @@ use crate::telemetry::export::Exporter;
 const PLACES: usize = limits::BUILDS_MAX.max as usize;
 /// A question to the pool, or to a build, which answers when what it promises is on disk.
 const ASK_MAX: Duration = Duration::from_secs(10);
+/// An accepted build's actor may take so long to be there before its client is answered all the same.
+const SEEN_MAX: Duration = Duration::from_secs(10);
 
 /// The daemon's front.
 pub struct Core {
@@ -159,7 +161,7 @@ impl Core {
             go_on: false,
             ticket: Some(ticket),
         };
-        self.supervisor.build(arguments);
+        self.supervisor.build_seen(arguments, SEEN_MAX).await;
         Ok(view)
     }
 }

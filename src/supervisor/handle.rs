@@ -22,7 +22,14 @@ impl SupervisorHandle {
 
     /// Starts a build that is on disk. Should the supervisor be gone, the next start takes it up.
     pub fn build(&self, arguments: BuildArguments) {
-        self.actor.cast(SupervisorMessage::Build(Box::new(arguments))).ok();
+        self.actor.cast(SupervisorMessage::Build(Box::new(arguments), None)).ok();
+    }
+
+    /// The same, and waits until the build can be looked at, for `limit` at most: whoever is told of the build may ask for
+    /// its log at once, and must not take an actor that is not there yet for a build that is over.
+    pub async fn build_seen(&self, arguments: BuildArguments, limit: Duration) {
+        let build = |reply| SupervisorMessage::Build(Box::new(arguments), Some(reply));
+        self.actor.call(build, Some(limit)).await.ok();
     }
 
     /// What builds need. `None` when the supervisor does not answer within `limit`.
