@@ -1,0 +1,149 @@
+//! What a seed asks of a daemon: its configuration, the builds and when they come, and how each life ends.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use preheat::config::file::Env;
+use preheat::config::load::{Inputs, load};
+use preheat::config::{Config, Home};
+
+use crate::dice::Dice;
+
+/// How much of what.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Builds of one seed.
+    pub builds: u64,
+    /// The probability of a fault at each step.
+    pub rate: f64,
+}
+
+/// A build, as its user knows it.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its name, by which guests know it.
+    pub project: String,
+    pub pool: &'static str,
+    pub arrives: Duration,
+    /// The commands of its steps, and the time-out of each.
+    pub steps: Vec<(String, Duration)>,
+    pub artifacts: Vec<String>,
+    pub retries: u16,
+    /// Cancelled so long after it was accepted.
+    pub cancel: Option<Duration>,
+    /// Somebody follows its log.
+    pub followed: bool,
+}
+
+/// The glob that no guest has a file for.
+pub const MISSING: &str = "missing.bin";
+
+pub fn jobs(dice: &mut Dice, settings: Settings) -> Vec<Job> {
+    let mut arrives = Duration::ZERO;
+    (0..settings.builds)
+        .map(|number| {
+            // In bursts: most come with the one before.
+            arrives += if dice.chance(0.5) { dice.millis(0, 200) } else { dice.millis(1000, 60_000) };
+            job(dice, number, arrives)
+        })
+        .collect()
+}
+
+fn job(dice: &mut Dice, number: u64, arrives: Duration) -> Job {
+    let steps = (0..dice.between(1, 3)).map(|_| step(dice)).collect();
+    let mut artifacts: Vec<String> = Vec::new();
+    if dice.chance(0.6) {
+        artifacts.push("app.ipa".into());
+    }
+    if dice.chance(0.03) {
+        artifacts.push(MISSING.into());
+    }
+    Job {
+        project: format!("job-{number}"),
+        pool: if dice.chance(0.6) { "linux" } else { "mac" },
+        arrives,
+        steps,
+        artifacts,
+        retries: dice.pick(&[0, 1, 2, 2, 3, 5]),
+        cancel: dice.chance(0.06).then(|| dice.millis(0, 90_000)),
+        followed: dice.chance(0.3),
+    }
+}
+
+fn step(dice: &mut Dice) -> (String, Duration) {
+    let mut command = String::new();
+    for line in 0..dice.between(0, 4) {
+        write!(command, "echo line {line} {}; ", dice.between(0, 999)).expect("a string");
+        if dice.chance(0.6) {
+            write!(command, "sleep {}; ", dice.between(1, 20_000)).expect("a string");
+        }
+    }
+    if dice.chance(0.05) {
+        write!(command, "sleep {}; ", dice.between(60_000, 900_000)).expect("a string");
+    }
+    let code = if dice.chance(0.05) { dice.between(1, 3) } else { 0 };
+    write!(command, "exit {code}").expect("a string");
+    let timeout = if dice.chance(0.04) { dice.millis(500, 10_000) } else { Duration::from_secs(1800) };
+    (command, timeout)
+}
+
+/// A configuration as an operator would write it.
+pub fn config(dice: &mut Dice, home: &Path) -> Arc<Config> {
+    let (linux, mac) = (dice.between(1, 3), dice.between(1, 2));
+    let (linux_warm, mac_warm) = (dice.between(0, linux), dice.between(0, mac));
+    let vms = dice.between((linux_warm + mac_warm).max(1), linux + mac);
+    let warmup = if dice.chance(0.3) { "warmup = \"echo warm\"" } else { "" };
+    let text = format!(
+        "[host]\nvms = {vms}\nmacos_guests = 2\nbuilds_max = {builds}\ndisk_free_min = \"64 MiB\"\ndisk_free_low = \"0 B\"\n\
+         [builds]\nkeep = 100000\n\
+         [pool.linux]\nimage = \"linux\"\nwarm = {linux_warm}\nmax = {linux}\n{warmup}\n\
+         [pool.mac]\nimage = \"macos\"\nwarm = {mac_warm}\nmax = {mac}\nmax_age = \"{age}s\"\n\
+         [[upload]]\nname = \"share\"\nkind = \"folder\"\npath = \"/nonexistent/share\"\n\
+         [[upload]]\nname = \"store\"\nkind = \"folder\"\npath = \"/nonexistent/store\"\n",
+        builds = dice.pick(&[5, 20, 1000]),
+        age = dice.pick(&[120, 600, 43_200]),
+    );
+    let file = home.join("preheat.toml");
+    std::fs::write(&file, text).expect("written");
+    let inputs = Inputs {
+        home: Home::new(home.to_owned()),
+        file: Some(file),
+        hostname: String::new(),
+        env: Env::from_iter([("HOME", home.as_os_str())]),
+    };
+    let config = load(&inputs).unwrap_or_else(|mistakes| panic!("{mistakes:?}")).config;
+    for folder in [config.home.spool(), config.home.builds()] {
+        std::fs::create_dir_all(folder).expect("a folder");
+    }
+    Arc::new(config)
+}
+
+/// How a life of the daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// `kill -9` in the middle of the event with this number.
+    KilledAt(u64),
+    /// `kill -9` after so long.
+    KilledAfter(Duration),
+    /// It is told to stop after so long.
+    Stopped(Duration),
+    /// When nothing is left to do.
+    Drained,
+}
+
+/// The lives of one seed, the last of which has no faults.
+pub fn lives(dice: &mut Dice) -> Vec<End> {
+    let mut ends = Vec::new();
+    for _ in 0..dice.between(0, 6) {
+        ends.push(match dice.between(0, 9) {
+            0 => End::Stopped(dice.millis(0, 300_000)),
+            1 => End::KilledAfter(dice.millis(0, 600_000)),
+            2 => End::KilledAt(dice.between(1, 60)),
+            _ => End::KilledAt(dice.between(1, 2500)),
+        });
+    }
+    ends.push(End::Drained);
+    ends
+}
