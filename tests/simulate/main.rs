@@ -59,8 +59,9 @@ fn nothing_is_lost_doubled_or_leaked_whatever_fails() {
     }
     assert_eq!((sum.seeds, sum.failed), (SEEDS, 0));
     assert!(sum.builds > SEEDS * BUILDS / 2, "{sum}");
-    // The disk is only ever late, and nothing is adopted where no guest outlives the daemon.
+    // The disk is only ever late, and a guest that outlives the daemon is too rare to have seen everything.
     let odd = |step: &Step| matches!(step, Step::Disk | Step::Adopt | Step::Attach);
+    assert!(sum.adopted > 0, "{sum}");
     let unseen: Vec<_> = sum.unseen().into_iter().filter(|(step, _)| !odd(step)).collect();
     assert_eq!(unseen, [], "{sum}");
 }

@@ -17,7 +17,7 @@ pub struct Sum {
     kills: u64,
     stops: u64,
     jumps: u64,
-    adopted: u64,
+    pub adopted: u64,
     took: Duration,
     pub failed: u64,
     /// The same for the same seeds.
