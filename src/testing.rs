@@ -26,6 +26,7 @@ pub fn config() -> Config {
         runtime: RuntimeConfig {
             program: "tart".into(),
             tart_home: home.tart(),
+            image_keep_age: Duration::from_secs(30 * 86400),
             deadlines: VerbDeadlines {
                 clone: seconds(60),
                 set: seconds(60),

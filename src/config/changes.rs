@@ -138,7 +138,8 @@ fn of_host(changes: &mut Changes, old: &Host, new: &Host) {
 }
 
 fn of_runtime(changes: &mut Changes, old: &RuntimeConfig, new: &RuntimeConfig) {
-    let RuntimeConfig { program, tart_home, deadlines } = old;
+    let RuntimeConfig { program, tart_home, image_keep_age, deadlines } = old;
+    changes.note("runtime", "image_keep_age", (image_keep_age, &new.image_keep_age), Applies::Live);
     changes.note("runtime", "program", (program, &new.program), Applies::Restart);
     changes.note("runtime", "tart_home", (tart_home, &new.tart_home), Applies::Restart);
     let VerbDeadlines { clone, set, stop, delete, query } = deadlines;

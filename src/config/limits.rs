@@ -122,6 +122,9 @@ pub const KEEP: Bound =
 /// `builds.keep_age`, `log.vm_keep_age`
 pub const KEEP_AGE: Bound =
     millis(HOUR, 10 * YEAR, "what just ended is asked for, and nothing is kept for ever");
+/// `runtime.image_keep_age`
+pub const IMAGE_KEEP_AGE: Bound =
+    millis(DAY, 10 * YEAR, "an image is pulled for hours, and the program counts its age in days");
 /// `builds.keep_bytes`
 pub const KEEP_BYTES: Bound = bytes(MIB, 1024 * TIB, "the last build is always kept, and no disk has more");
 /// `log.vm_keep`

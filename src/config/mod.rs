@@ -121,6 +121,8 @@ pub struct RuntimeConfig {
     pub program: String,
     /// The pool's own `TART_HOME`.
     pub tart_home: PathBuf,
+    /// A pulled image that nothing was cloned from for longer goes.
+    pub image_keep_age: Duration,
     pub deadlines: VerbDeadlines,
 }
 

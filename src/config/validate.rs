@@ -95,9 +95,15 @@ fn runtime(mut s: Section<'_>, folders: &Folders) -> Option<RuntimeConfig> {
         |program| program.as_str().into(),
     );
     let tart_home = path(&mut s, "tart_home", folders);
+    let image_keep_age = s.duration("image_keep_age", &bound::IMAGE_KEEP_AGE);
     let deadlines = deadlines(s.table("deadlines"));
     s.end();
-    Some(RuntimeConfig { program: program?, tart_home: tart_home?, deadlines: deadlines? })
+    Some(RuntimeConfig {
+        program: program?,
+        tart_home: tart_home?,
+        image_keep_age: image_keep_age?,
+        deadlines: deadlines?,
+    })
 }
 
 /// A name is looked for on the PATH, anything with a `/` in it is a file.

@@ -124,6 +124,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// What an image says of itself.
     fn image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ImageInfo, Fault>>;
 
+    /// Removes images that were pulled and that nothing was cloned from for so many days. Local VMs are not touched.
+    fn prune_images(&self, days: u64) -> BoxFuture<'_, Result<(), Fault>>;
+
     /// The program's version, for `doctor` and the log.
     fn version(&self) -> BoxFuture<'_, Result<String, Fault>>;
 }

@@ -283,6 +283,10 @@ impl Runtime for Sim {
         .boxed()
     }
 
+    fn prune_images(&self, _days: u64) -> BoxFuture<'_, Result<(), Fault>> {
+        async { Ok(()) }.boxed()
+    }
+
     fn version(&self) -> BoxFuture<'_, Result<String, Fault>> {
         async { Ok("sim".to_owned()) }.boxed()
     }

@@ -246,6 +246,15 @@ impl Runtime for Tart {
         .boxed()
     }
 
+    fn prune_images(&self, days: u64) -> BoxFuture<'_, Result<(), Fault>> {
+        async move {
+            let days = days.to_string();
+            let args = ["--entries", "caches", "--older-than", days.as_str()];
+            self.verb(Verb::Prune, &args, self.deadline(|d| d.delete)).await.map(drop)
+        }
+        .boxed()
+    }
+
     fn version(&self) -> BoxFuture<'_, Result<String, Fault>> {
         async move {
             let output = self.verb(Verb::Version, &[], self.deadline(|d| d.query)).await?;

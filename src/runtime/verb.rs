@@ -11,12 +11,13 @@ pub enum Verb {
     Delete,
     List,
     Get,
+    Prune,
     Version,
 }
 
 impl Verb {
     /// Every verb.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Clone,
         Self::Set,
         Self::Run,
@@ -25,6 +26,7 @@ impl Verb {
         Self::Delete,
         Self::List,
         Self::Get,
+        Self::Prune,
         Self::Version,
     ];
 
@@ -39,6 +41,7 @@ impl Verb {
             Self::Delete => "delete",
             Self::List => "list",
             Self::Get => "get",
+            Self::Prune => "prune",
             Self::Version => "--version",
         }
     }

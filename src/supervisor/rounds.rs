@@ -26,6 +26,8 @@ use crate::vm::state::VmStateName;
 
 /// The host is compared with the books this often, and the disk is looked through.
 pub const EVERY: Duration = Duration::from_secs(60);
+/// Images get old by the day.
+const IMAGES_EVERY: Duration = Duration::from_secs(86_400);
 /// A failure leaves work for a moment: what it takes down with it comes in the same round.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// One round at most: a verb that hangs costs its own deadline each time, and the next round goes on.
@@ -69,6 +71,18 @@ pub async fn janitor(runtime: Arc<dyn Runtime>, context: BuildContext) {
             }
             Ok(Err(fault)) => Degraded { what: "janitor", error: fault.to_string() }.emit(),
             Err(_) => Degraded { what: "janitor", error: format!("not done in {ROUND_MAX:?}") }.emit(),
+        }
+    }
+}
+
+/// Pulled images that nobody uses go, for as long as the daemon runs.
+pub async fn images(runtime: Arc<dyn Runtime>, context: BuildContext) {
+    let mut ticks = interval(IMAGES_EVERY);
+    loop {
+        ticks.tick().await;
+        let age = context.config.get().runtime.image_keep_age;
+        if let Err(fault) = runtime.prune_images(age.as_secs() / 86_400).await {
+            Degraded { what: "pruning images", error: fault.to_string() }.emit();
         }
     }
 }

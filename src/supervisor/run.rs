@@ -239,6 +239,7 @@ impl Daemon {
         let core = Core::new(context.clone(), supervisor.clone(), exporter.clone(), stopping.clone());
         let tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(upkeep(exporter))),
+            AbortOnDropHandle::new(tokio::spawn(rounds::images(runtime.clone(), context.clone()))),
             AbortOnDropHandle::new(tokio::spawn(rounds::janitor(runtime, context.clone()))),
             AbortOnDropHandle::new(tokio::spawn(rounds::disk(context.clone()))),
         ];

@@ -5,12 +5,23 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::house::{Plan, err, out};
+use crate::house::{Plan, err, out, until};
 
 /// All of it, over the time below.
 const TICKS_MAX: u64 = 20;
 const LOOK: Duration = Duration::from_secs(10);
 const RESIDENT_KIB_MAX: u64 = 40 << 10;
+
+#[test]
+fn images_that_nobody_uses_are_pruned_by_age_and_local_ones_stay() {
+    let house = Plan::pool(0, 1).open();
+    let pruned = || {
+        let labels = [("verb", "prune"), ("result", "ok")];
+        house.metric("preheat_runtime_verb_duration_seconds_count", &labels).filter(|count| *count >= 1.0)
+    };
+    until("the first look for old images", pruned);
+    assert!(house.listed().contains(&"linux".to_owned()));
+}
 
 #[test]
 fn every_series_is_there_at_zero_before_the_first_build() {

@@ -32,6 +32,7 @@ impl Puppet {
         let config = RuntimeConfig {
             program: program().display().to_string(),
             tart_home: folder.path().to_owned(),
+            image_keep_age: Duration::from_secs(86400),
             deadlines: VerbDeadlines { clone: limit, set: limit, stop: limit, delete: limit, query: limit },
         };
         fs::write(at("code"), code.to_string()).expect("written");

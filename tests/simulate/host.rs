@@ -190,6 +190,10 @@ impl Runtime for Host {
         .boxed()
     }
 
+    fn prune_images(&self, _days: u64) -> BoxFuture<'_, Result<(), Fault>> {
+        async { Ok(()) }.boxed()
+    }
+
     fn version(&self) -> BoxFuture<'_, Result<String, Fault>> {
         async { Ok("simulated".to_owned()) }.boxed()
     }
