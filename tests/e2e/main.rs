@@ -19,5 +19,6 @@ mod projects;
 mod refusals;
 mod reloads;
 mod restarts;
+mod secrets;
 mod soak;
 mod sources;
