@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -255,12 +255,12 @@ async fn until_cancelled<T>(
     }
 }
 
-fn environment(work: &Work) -> Vec<(String, String)> {
+fn environment(work: &Work) -> Vec<(String, SecretString)> {
     let own = [("CI", "true"), ("PREHEAT", "true"), ("PREHEAT_PROJECT", work.spec.project.as_str())];
-    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let asked = work.spec.env.iter().map(|(name, value)| (name.clone(), value.clone()));
-    let secrets = work.secrets.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
-    own.into_iter().chain(asked).chain(secrets).collect()
+    let asked = work.spec.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let open = own.into_iter().chain(asked).map(|(name, value)| (name.to_owned(), value.into()));
+    let secrets = work.secrets.iter().map(|(name, value)| (name.clone(), value.clone()));
+    open.chain(secrets).collect()
 }
 
 fn exit_code(ended: Ended) -> Option<i32> {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::build::redact::Redactor;
 use crate::config::ByteSize;
 use crate::config::Network;
 
@@ -257,5 +258,32 @@ proptest! {
         let names: BTreeSet<_> = steps.iter().map(|s| &s.name).collect();
         prop_assert_eq!(names.len(), steps.len());
         prop_assert!(steps.iter().all(|s| !s.name.is_empty() && s.name.len() < 256));
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_has_a_secret_prints_it(value in "[A-Z0-9'\"\\\\ ]{12,60}", cut in 1_usize..9) {
+        let json = serde_json::json!({"steps": [{"command": "make"}], "secrets": {"KEY": value}}).to_string();
+        let request = request(&json);
+        let (spec, secrets) =
+            merge(None, &request, &defaults(), &pools(&["linux"]), "f").expect("a build");
+        let redactor = Redactor::new(request.secrets.values());
+        // Broken off, and of another type: what a client is told.
+        let broken = serde_json::from_str::<SubmitSpec>(&json[..json.len() - cut]).expect_err("broken off");
+        let wrong = serde_json::json!({"secrets": value}).to_string();
+        let wrong = serde_json::from_str::<SubmitSpec>(&wrong).expect_err("no object");
+        let printed = [
+            format!("{request:?} {request:#?}"),
+            format!("{:?} {:#?}", request.secrets, request.secrets),
+            format!("{spec:?} {secrets:?} {secrets:#?} {redactor:?} {redactor:#?}"),
+            format!("{broken} {broken:?} {wrong} {wrong:?}"),
+        ]
+        .concat();
+        let escaped = format!("{value:?}");
+        for form in [value.as_str(), &escaped[1..escaped.len() - 1]] {
+            prop_assert!(!printed.contains(form), "{}", printed);
+        }
+        prop_assert!(printed.contains("KEY") && printed.contains("REDACTED"));
     }
 }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -72,14 +73,14 @@ pub struct Bounds {
 }
 
 /// A command for the guest's login shell. Nothing of it appears in an argument list, on the host or in the guest.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Script {
     /// What the shell is to run.
     pub command: String,
     /// Relative to [`WORK_DIR`], or absolute.
     pub dir: String,
-    /// Variables, secrets among them.
-    pub env: Vec<(String, String)>,
+    /// Variables, secrets among them: the values are wiped when they are dropped, and print as `[REDACTED]`.
+    pub env: Vec<(String, SecretString)>,
     pub timeout: Duration,
     /// Between TERM and KILL for the whole process group.
     pub kill_grace: Duration,

@@ -3,11 +3,17 @@
 //! Marks travel inside the two outputs, so that they keep their order with what the step printed. They carry the run's
 //! name, which a step has no reason to print between two record separators.
 
+use secrecy::ExposeSecret as _;
+use secrecy::zeroize::Zeroizing;
+
 use super::{Script, WORK_DIR};
 use crate::ids::RunId;
 
 /// The longest command with all its variables. Linux takes no single string over 128 KiB into a new process.
 pub const SCRIPT_BYTES_MAX: usize = 120 * 1024;
+
+/// Begins the line of a variable.
+const EXPORT: &str = "export ";
 
 /// Up to here the wrapper reads with the shell's own `read`, a system call a byte; above, `head` is worth its fork.
 const READ_BYTES_MAX: usize = 4 * 1024;
@@ -31,52 +37,78 @@ pub(super) enum BadScript {
     Nul(String),
 }
 
-/// A script as its wrapper wants it. `id` ends it.
-pub(super) fn payload(id: &RunId, script: &Script) -> Result<Vec<u8>, BadScript> {
+/// A script as its wrapper wants it. `id` ends it. Wiped when it is dropped, for secrets are in it.
+pub(super) fn payload(id: &RunId, script: &Script) -> Result<Zeroizing<Vec<u8>>, BadScript> {
     let (id, text) = (id.as_str(), step_text(script)?);
-    if text.len() > SCRIPT_BYTES_MAX {
-        return Err(BadScript::TooLong(text.len()));
-    }
-    let sent = if text.len() > READ_BYTES_MAX {
+    let (head, end) = if text.len() > READ_BYTES_MAX {
         // No line end behind the name: `$(..)` would take it away.
-        format!("run {}\n{text}\n{id}", text.len() + 1 + id.len())
+        (format!("run {}\n", text.len() + 1 + id.len()), "")
     } else {
-        format!("run 0\n{text}\n{id}\n")
+        ("run 0\n".to_owned(), "\n")
     };
-    Ok(sent.into_bytes())
+    let parts = [head.as_str(), &text, "\n", id, end];
+    let mut sent = Zeroizing::new(Vec::with_capacity(parts.iter().map(|part| part.len()).sum()));
+    for part in parts {
+        sent.extend_from_slice(part.as_bytes());
+    }
+    Ok(sent)
 }
 
 /// What the login shell evaluates: after its profile, so that the build's variables win.
-fn step_text(script: &Script) -> Result<String, BadScript> {
-    let mut text = format!(
-        "unset PREHEAT_STEP\nCDPATH= cd -- \"$HOME/{WORK_DIR}\" 2>/dev/null || \
-         {{ mkdir -p -- \"$HOME/{WORK_DIR}\" && CDPATH= cd -- \"$HOME/{WORK_DIR}\"; }} || exit 1\n"
-    );
-    if script.dir.contains('\0') {
-        return Err(BadScript::Nul("the folder's name".into()));
-    }
-    if !matches!(script.dir.as_str(), "" | "." | "./") {
-        let dir = if script.dir.starts_with('/') { script.dir.clone() } else { format!("./{}", script.dir) };
-        let complaint =
-            quote(&format!("preheat: `{}` is no folder in the guest, so the step cannot start", script.dir));
-        text += &format!(
-            "CDPATH= cd -- {} 2>/dev/null || {{ printf '%s\\n' {complaint} >&2; exit 1; }}\n",
-            quote(&dir)
-        );
-    }
+fn step_text(script: &Script) -> Result<Zeroizing<String>, BadScript> {
+    let beginning = change_folder(&script.dir)?;
     for (name, value) in &script.env {
         if !is_name(name) {
             return Err(BadScript::BadName(name.clone()));
         }
-        if value.contains('\0') {
+        if value.expose_secret().contains('\0') {
             return Err(BadScript::Nul(format!("the variable `{name}`")));
         }
-        text += &format!("export {name}={}\n", quote(value));
     }
     if script.command.contains('\0') {
         return Err(BadScript::Nul("the command".into()));
     }
-    text += &script.command;
+    let variables = script
+        .env
+        .iter()
+        .map(|(name, value)| EXPORT.len() + name.len() + 1 + quoted_bytes(value.expose_secret()) + 1);
+    let bytes = beginning.len() + variables.sum::<usize>() + script.command.len();
+    if bytes > SCRIPT_BYTES_MAX {
+        return Err(BadScript::TooLong(bytes));
+    }
+    // Of its size at once: a text that grew would leave copies of the secrets behind.
+    let mut text = Zeroizing::new(String::with_capacity(bytes));
+    text.push_str(&beginning);
+    for (name, value) in &script.env {
+        for part in [EXPORT, name, "="] {
+            text.push_str(part);
+        }
+        push_quoted(&mut text, value.expose_secret());
+        text.push('\n');
+    }
+    text.push_str(&script.command);
+    debug_assert_eq!(text.len(), bytes, "the size that was reckoned");
+    Ok(text)
+}
+
+/// The text up to the first variable. No secret is in it.
+fn change_folder(dir: &str) -> Result<String, BadScript> {
+    let mut text = format!(
+        "unset PREHEAT_STEP\nCDPATH= cd -- \"$HOME/{WORK_DIR}\" 2>/dev/null || \
+         {{ mkdir -p -- \"$HOME/{WORK_DIR}\" && CDPATH= cd -- \"$HOME/{WORK_DIR}\"; }} || exit 1\n"
+    );
+    if dir.contains('\0') {
+        return Err(BadScript::Nul("the folder's name".into()));
+    }
+    if !matches!(dir, "" | "." | "./") {
+        let path = if dir.starts_with('/') { dir.to_owned() } else { format!("./{dir}") };
+        let complaint =
+            quote(&format!("preheat: `{dir}` is no folder in the guest, so the step cannot start"));
+        text += &format!(
+            "CDPATH= cd -- {} 2>/dev/null || {{ printf '%s\\n' {complaint} >&2; exit 1; }}\n",
+            quote(&path)
+        );
+    }
     Ok(text)
 }
 
@@ -88,7 +120,29 @@ fn is_name(name: &str) -> bool {
 
 /// One word for any shell.
 pub(super) fn quote(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
+    let mut text = String::with_capacity(quoted_bytes(word));
+    push_quoted(&mut text, word);
+    text
+}
+
+/// What stands for `'` in a word that is between two of them.
+const QUOTED_QUOTE: &str = r"'\''";
+
+/// As [`quote`], at the end of `text`: no copy of the word is left behind.
+fn push_quoted(text: &mut String, word: &str) {
+    text.push('\'');
+    for (n, part) in word.split('\'').enumerate() {
+        if n > 0 {
+            text.push_str(QUOTED_QUOTE);
+        }
+        text.push_str(part);
+    }
+    text.push('\'');
+}
+
+/// How long a word is when it is quoted.
+fn quoted_bytes(word: &str) -> usize {
+    2 + word.len() + word.matches('\'').count() * (QUOTED_QUOTE.len() - 1)
 }
 
 /// What is said of a run.
@@ -208,10 +262,11 @@ mod tests {
 
     #[test]
     fn a_short_script_ends_in_the_runs_name_and_a_long_one_says_its_length() {
-        let text = String::from_utf8(payload(&id(), &script("true")).expect("fine")).expect("text");
+        let short = payload(&id(), &script("true")).expect("fine");
+        let text = str::from_utf8(&short).expect("text");
         assert!(text.starts_with("run 0\n") && text.ends_with("true\nn0\n"), "{text}");
         let long = payload(&id(), &script(&"x".repeat(READ_BYTES_MAX))).expect("fine");
-        let text = String::from_utf8(long).expect("text");
+        let text = str::from_utf8(&long).expect("text");
         let (head, body) = text.split_once('\n').expect("two parts");
         assert_eq!(head.split(' ').nth(1), Some(body.len().to_string().as_str()));
     }
@@ -221,7 +276,7 @@ mod tests {
         assert!(matches!(payload(&id(), &script(&"x".repeat(SCRIPT_BYTES_MAX))), Err(BadScript::TooLong(_))));
         assert!(matches!(payload(&id(), &script("a\0b")), Err(BadScript::Nul(_))));
         for name in ["", "1A", "A-B", "A=B", "ä", "A;B"] {
-            let env = vec![(name.to_owned(), String::new())];
+            let env = vec![(name.to_owned(), "".into())];
             assert!(
                 matches!(payload(&id(), &Script { env, ..script("") }), Err(BadScript::BadName(_))),
                 "{name}"
@@ -241,6 +296,33 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_value_is_in_what_is_sent_and_in_nothing_that_is_printed(
+            value in "[A-Z0-9'\\\\ \n]{12,200}",
+            name in "[A-Z_]{1,9}",
+            nul in any::<bool>(),
+        ) {
+            let whole = if nul { format!("{value}\0") } else { value.clone() };
+            let script = Script { env: vec![(name.clone(), whole.into())], ..script("true") };
+            let printed = format!("{script:?} {script:#?}");
+            match payload(&id(), &script) {
+                Ok(sent) => {
+                    let line = format!("\nexport {name}={}\ntrue\nn0\n", quote(&value));
+                    prop_assert!(str::from_utf8(&sent).expect("text").ends_with(&line));
+                }
+                Err(bad) => {
+                    prop_assert!(nul);
+                    for text in [bad.to_string(), format!("{bad:?}")] {
+                        prop_assert!(text.contains(&name) && !text.contains(&value), "{}", text);
+                    }
+                }
+            }
+            let escaped = format!("{value:?}");
+            for form in [value.as_str(), &escaped[1..escaped.len() - 1]] {
+                prop_assert!(!printed.contains(form), "{}", printed);
+            }
+        }
+
         #[test]
         fn a_filter_lets_every_byte_of_the_step_through(
             bytes in prop::collection::vec(

@@ -51,7 +51,7 @@ async fn a_step_runs_in_its_folder_with_its_variables_and_nothing_to_read() {
     fs::write(sshd.home().join(".profile"), "export FROM_PROFILE=yes GIVEN=profile\n").expect("written");
     let value = "it's\n\"$HOME\" `x` \\ ä";
     let long = "0123456789abcdef".repeat(4_000);
-    let env = vec![("GIVEN".into(), value.into()), ("LONG".into(), long.clone())];
+    let env = vec![("GIVEN".into(), value.into()), ("LONG".into(), long.clone().into())];
     let dir = "a dir/'quoted'".into();
     let command = "pwd\necho \"$GIVEN\"\necho $FROM_PROFILE ${#LONG}".into();
     let (ended, lines) = run(&channel, Script { env, dir, ..script("") }.with(command)).await;
@@ -133,7 +133,7 @@ async fn secrets_are_on_no_argument_list() {
     let sshd = Sshd::started();
     let channel = sshd.channel().await;
     let secret = format!("s3cret{}", uuid::Uuid::new_v4().simple());
-    let env = vec![("TOKEN".into(), secret.clone())];
+    let env = vec![("TOKEN".into(), secret.clone().into())];
     let command = format!("echo $TOKEN; echo {secret} >/dev/null; read -r _ <\"$HOME/gate\"; echo end");
     let made = Command::new("mkfifo").arg(sshd.home().join("gate")).status();
     assert!(made.expect("mkfifo").success());

@@ -11,6 +11,7 @@ use preheat::guest::{
 };
 use preheat::ids::RunId;
 use preheat::runtime::{Fault, ListedState, Reason};
+use secrecy::ExposeSecret as _;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -117,7 +118,8 @@ impl GuestChannel {
 
     fn begin(&self, world: &mut Inner, id: &RunId, script: &Script) -> Result<(), Fault> {
         let now = world.now();
-        let project = script.env.iter().find(|(name, _)| name == "PREHEAT_PROJECT").map(|(_, p)| p.clone());
+        let project = script.env.iter().find(|(name, _)| name == "PREHEAT_PROJECT");
+        let project = project.map(|(_, value)| value.expose_secret().to_owned());
         let Some(vm) = world.vms.get_mut(&self.name) else { return Err(lost()) };
         if vm.runs.insert(id.clone(), Run::of(&script.command, now)).is_some() {
             world.violation(format!("a run in {} is begun twice", self.name));
