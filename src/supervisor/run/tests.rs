@@ -24,6 +24,7 @@ mod cancelling;
 mod crashes;
 mod draining;
 mod reloading;
+mod secrets;
 
 /// Longer than anything may take, in virtual time.
 const EVENTUALLY: Duration = Duration::from_secs(3600);
@@ -435,38 +436,6 @@ async fn a_restart_clears_orphans_of_ours_away_and_reuses_no_name() {
     .await;
     world.until_warm(1).await;
     assert_eq!(world.sim.names(), ["golden", "preheat-linux-0-42", "preheat-odd"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_build_with_secrets_has_them_after_a_restart() {
-    let world = world(0, 1).await;
-    world.sim.always(Step::Connect, Behaviour::Never);
-    let id = world.submit("echo it is tokentoken", |spec| spec.secrets = vec!["TOKEN".into()]).await;
-    let World { daemon, sim, config, dir } = world;
-    daemon.stop().await;
-    sim.always(Step::Connect, Behaviour::Ok);
-    let daemon = start(&config, &sim).await;
-    assert_eq!(over(&daemon, id).await.result, Some(BuildResult::Success));
-    // The value is known again: it is masked.
-    let lines: Vec<_> = log::read(log_path(&config, id), 0, None).map(|line| line.text).collect().await;
-    assert!(lines.contains(&"it is ***".to_owned()), "{lines:?}");
-    assert!(daemon.context.store.secrets(id).await.is_err(), "they went with the result");
-    drop(dir);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_build_whose_secrets_do_not_open_after_a_restart_ends_and_says_so() {
-    let world = world(0, 1).await;
-    world.sim.always(Step::Connect, Behaviour::Never);
-    let id = world.submit("echo", |spec| spec.secrets = vec!["TOKEN".into()]).await;
-    let World { daemon, sim, config, dir } = world;
-    daemon.stop().await;
-    std::fs::remove_file(dir.path().join("keys/journal.key")).expect("removed");
-    let daemon = start(&config, &sim).await;
-    let view = over(&daemon, id).await;
-    assert_eq!(view.result, Some(BuildResult::Error));
-    let reason = view.reason.expect("a reason");
-    assert!(reason.contains("`TOKEN` are lost") && reason.contains("keys/journal.key"), "{reason}");
 }
 
 #[tokio::test(start_paused = true)]
