@@ -130,7 +130,8 @@ impl Incoming {
         self.file.write_all(piece).await.map_err(|e| disk(&self.path, &e))
     }
 
-    /// On the disk for good.
+    /// All of it is in its file. It need not outlive a crash: what does is the plain tar that is made of it, and that is
+    /// synced before the build is accepted (`archive::normalise`).
     ///
     /// # Errors
     /// When nothing came, or the disk does not take it.
@@ -139,11 +140,7 @@ impl Incoming {
             return Err(ApiError::malformed("the source is empty")
                 .hint("send an archive: tar, tar.gz, tar.zst or zip"));
         }
-        let done = async {
-            self.file.flush().await?;
-            self.file.sync_all().await
-        };
-        done.await.map_err(|e| disk(&self.path, &e))?;
+        self.file.flush().await.map_err(|e| disk(&self.path, &e))?;
         Ok(self.path)
     }
 }
