@@ -66,8 +66,13 @@ async fn pipeline(path: &Path) -> Result<f64> {
         seen
     });
     for _ in 0..LINES {
-        let item =
-            LogItem { stream: LogStream::Out, step: Some("make".into()), text: text.clone(), run: None };
+        let item = LogItem {
+            stream: LogStream::Out,
+            step: Some("make".into()),
+            text: text.clone(),
+            run: None,
+            split: false,
+        };
         writer.write(item).await;
     }
     drop(writer);

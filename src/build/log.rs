@@ -13,7 +13,6 @@ use crate::api::wire::{LogLine, LogStream};
 use crate::blocking::{self, File};
 use crate::clock::UnixMillis;
 use crate::guest::Position;
-use crate::guest::lines::LINE_BYTES_MAX;
 use crate::ids::RunId;
 
 /// Lines that may wait for the disk; a step that prints faster is slowed down.
@@ -40,6 +39,8 @@ pub struct LogItem {
     /// The run that printed it, and how far its stream reaches with this line: kept with the line, so that a later daemon
     /// goes on exactly behind it.
     pub run: Option<(RunId, u64)>,
+    /// The next line of the run's stream goes on with it.
+    pub split: bool,
 }
 
 /// The way into a log. Clones share it; when the last is dropped, the log is closed.
@@ -82,7 +83,7 @@ impl LogWriter {
 
 /// preheat's own words.
 fn ours(text: String) -> LogItem {
-    LogItem { stream: LogStream::Sys, step: None, text, run: None }
+    LogItem { stream: LogStream::Sys, step: None, text, run: None, split: false }
 }
 
 /// The last word in the log of a build whose daemon ended before it, or just after it: it stands there once.
@@ -154,12 +155,9 @@ struct Sink {
     held: [Option<LogItem>; 2],
 }
 
-/// A text as long as this may be a piece of a longer line; a shorter one never is.
-const CUT_BYTES_MIN: usize = LINE_BYTES_MAX - 3;
-
 impl Sink {
     async fn put(&mut self, item: LogItem) -> std::io::Result<()> {
-        let LogItem { stream, step, text, run } = item;
+        let LogItem { stream, step, text, run, split: _ } = item;
         let (run, end) = run.unzip();
         let line = LogLine { n: self.lines + 1, at_ms: UnixMillis::now(), stream, step, text, run, end };
         let mut json = serde_json::to_vec(&line)?;
@@ -188,11 +186,11 @@ impl Sink {
                 self.redacted(held).await?;
             }
         }
-        if item.text.len() >= CUT_BYTES_MIN {
+        if item.split {
             let rest = item.text.split_off(self.redactor.settled(&item.text));
             if !rest.is_empty() {
                 let (step, run) = (item.step.clone(), item.run.clone());
-                self.held[slot] = Some(LogItem { stream: item.stream, step, text: rest, run });
+                self.held[slot] = Some(LogItem { stream: item.stream, step, text: rest, run, split: true });
                 if let (Some((_, end)), Some(held)) = (&mut item.run, &self.held[slot]) {
                     *end = end.saturating_sub(held.text.len() as u64);
                 }
@@ -331,6 +329,7 @@ pub fn read(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::lines::LINE_BYTES_MAX;
 
     async fn texts(path: &Path, after: u64) -> Vec<(u64, String)> {
         read(path.to_owned(), after, None).map(|l| (l.n, l.text)).collect().await
@@ -386,7 +385,12 @@ mod tests {
     }
 
     fn printed(stream: LogStream, run: &RunId, text: String, end: usize) -> LogItem {
-        LogItem { stream, step: None, text, run: Some((run.clone(), end as u64)) }
+        LogItem { stream, step: None, text, run: Some((run.clone(), end as u64)), split: false }
+    }
+
+    fn piece(stream: LogStream, run: &RunId, text: String) -> LogItem {
+        let end = text.len();
+        LogItem { split: true, ..printed(stream, run, text, end) }
     }
 
     #[tokio::test]
@@ -398,7 +402,7 @@ mod tests {
             let second = format!("{tail} and more");
             let end = first.len() + second.len() + 1;
             let lines = masked(vec![
-                printed(LogStream::Out, &run, first, LINE_BYTES_MAX),
+                piece(LogStream::Out, &run, first),
                 printed(LogStream::Err, &run, "between".into(), 8),
                 printed(LogStream::Out, &run, second, end),
             ])
@@ -417,7 +421,7 @@ mod tests {
     async fn what_was_held_comes_out_when_no_secret_follows() {
         let (run, other) = (RunId::new(), RunId::new());
         let long = format!("{}hunter2", "x".repeat(LINE_BYTES_MAX - 7));
-        let cut = || printed(LogStream::Out, &run, long.clone(), LINE_BYTES_MAX);
+        let cut = || piece(LogStream::Out, &run, long.clone());
         let whole = |lines: Vec<(String, Option<u64>)>| {
             assert_eq!(lines[1], ("hunter2".to_owned(), Some(LINE_BYTES_MAX as u64)));
         };
@@ -427,13 +431,17 @@ mod tests {
         let lines =
             masked(vec![cut(), printed(LogStream::Out, &run, "-sec".into(), LINE_BYTES_MAX + 5)]).await;
         assert_eq!(lines[1], ("hunter2-sec".to_owned(), Some(LINE_BYTES_MAX as u64 + 5)));
-        // A line with an end of its own is not held.
-        let lines = masked(vec![
-            printed(LogStream::Out, &run, "hunter2".into(), 8),
-            printed(LogStream::Out, &run, "-secret".into(), 16),
-        ])
-        .await;
-        assert_eq!(lines, [("hunter2".to_owned(), Some(8)), ("-secret".to_owned(), Some(16))]);
+        // A line with an end of its own is not held, whatever its length.
+        for before in [0, LINE_BYTES_MAX - 7] {
+            let first = format!("{}hunter2", "x".repeat(before));
+            let lines = masked(vec![
+                printed(LogStream::Out, &run, first.clone(), before + 8),
+                printed(LogStream::Out, &run, "-secret".into(), before + 16),
+            ])
+            .await;
+            let end = before as u64;
+            assert_eq!(lines, [(first, Some(end + 8)), ("-secret".to_owned(), Some(end + 16))]);
+        }
     }
 
     #[tokio::test]
@@ -456,7 +464,8 @@ mod tests {
         let path = dir.path().join("log");
         let (writer, head) = LogWriter::open(&path, Redactor::none(), 200).expect("it opens");
         for _ in 0..100 {
-            let item = LogItem { stream: LogStream::Out, step: None, text: "x".repeat(50), run: None };
+            let item =
+                LogItem { stream: LogStream::Out, step: None, text: "x".repeat(50), run: None, split: false };
             writer.write(item).await;
         }
         writer.say("result: success").await;

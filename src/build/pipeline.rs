@@ -237,7 +237,7 @@ async fn copy(work: &Work, step: &Step, run: &RunId, mut lines: mpsc::Receiver<L
             Stream::Err => LogStream::Err,
         };
         let (step, run) = (Some(step.name.clone()), Some((run.clone(), line.end)));
-        work.log.write(LogItem { stream, step, text: line.text, run }).await;
+        work.log.write(LogItem { stream, step, text: line.text, run, split: line.split }).await;
     }
 }
 

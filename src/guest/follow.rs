@@ -272,8 +272,8 @@ impl<'a> Follower<'a> {
         let mut piece = vec![0; PIECE_BYTES];
         // When nobody listens any more it is still read, or the step would stand still on a full pipe.
         let pass = async |cuts: Vec<Cut>| {
-            for Cut { text, end } in cuts {
-                self.lines.send(Line { stream: kind, text, end }).await.ok();
+            for Cut { text, end, split } in cuts {
+                self.lines.send(Line { stream: kind, text, end, split }).await.ok();
                 position.store(end, Ordering::Relaxed);
             }
         };
@@ -303,7 +303,8 @@ impl<'a> Follower<'a> {
 
     /// Answers for a script that is not even sent.
     async fn refuse(&self, bad: &BadScript) -> Ended {
-        self.lines.send(Line { stream: Stream::Err, text: format!("preheat: {bad}"), end: 0 }).await.ok();
+        let text = format!("preheat: {bad}");
+        self.lines.send(Line { stream: Stream::Err, text, end: 0, split: false }).await.ok();
         Ended::Exited(NOT_BEGUN)
     }
 }

@@ -13,6 +13,8 @@ pub struct Cut {
     /// Bytes of the stream from its beginning to the end of this line. Of `\r\n` the `\r` ends it: whether a `\n` comes
     /// is not known yet.
     pub end: u64,
+    /// It has no end of its own: it was too long, and the next one goes on with it.
+    pub split: bool,
 }
 
 /// Cuts a stream into lines, whatever the pieces it comes in.
@@ -46,12 +48,12 @@ impl LineSplitter {
             self.seen += 1;
             if bytes[end] == b'\n' {
                 if !(self.ended_by_return && self.partial.is_empty()) {
-                    lines.push(self.cut(self.partial.len()));
+                    lines.push(self.cut(self.partial.len(), false));
                 }
                 self.ended_by_return = false;
             } else if !self.partial.is_empty() {
                 // An empty piece between two returns is a cursor's move, not a line.
-                lines.push(self.cut(self.partial.len()));
+                lines.push(self.cut(self.partial.len(), false));
                 self.ended_by_return = true;
             }
             bytes = &bytes[end + 1..];
@@ -62,7 +64,7 @@ impl LineSplitter {
 
     /// The last line, when the stream did not end in a line's end.
     pub fn finish(&mut self) -> Option<Cut> {
-        (!self.partial.is_empty()).then(|| self.cut(self.partial.len()))
+        (!self.partial.is_empty()).then(|| self.cut(self.partial.len(), false))
     }
 
     fn extend(&mut self, mut bytes: &[u8], lines: &mut Vec<Cut>) {
@@ -72,7 +74,7 @@ impl LineSplitter {
         while self.partial.len() + bytes.len() > LINE_BYTES_MAX {
             let (head, rest) = bytes.split_at(LINE_BYTES_MAX - self.partial.len());
             self.take(head);
-            lines.push(self.cut(whole_chars(&self.partial)));
+            lines.push(self.cut(whole_chars(&self.partial), true));
             bytes = rest;
         }
         self.take(bytes);
@@ -83,10 +85,10 @@ impl LineSplitter {
         self.seen += bytes.len() as u64;
     }
 
-    fn cut(&mut self, at: usize) -> Cut {
+    fn cut(&mut self, at: usize, split: bool) -> Cut {
         let text = String::from_utf8_lossy(&self.partial[..at]).into_owned();
         self.partial.drain(..at);
-        Cut { text, end: self.seen - self.partial.len() as u64 }
+        Cut { text, end: self.seen - self.partial.len() as u64, split }
     }
 }
 
@@ -156,6 +158,17 @@ mod tests {
         assert_eq!(ends(b"\xFF\xFF\n\n"), [3, 4]);
         let long = vec![b'x'; LINE_BYTES_MAX + 3];
         assert_eq!(ends(&long), [LINE_BYTES_MAX as u64, LINE_BYTES_MAX as u64 + 3]);
+    }
+
+    #[test]
+    fn only_a_line_that_goes_on_is_split() {
+        let split = |bytes: &[u8]| {
+            cut(LineSplitter::default(), &[bytes]).iter().map(|line| line.split).collect::<Vec<_>>()
+        };
+        let long = vec![b'x'; LINE_BYTES_MAX];
+        assert_eq!(split(&long), [false]);
+        assert_eq!(split(&[&long, b"\nshort\n".as_slice()].concat()), [false, false]);
+        assert_eq!(split(&[&long, b"y\n".as_slice()].concat()), [true, false]);
     }
 
     #[test]

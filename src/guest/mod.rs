@@ -54,6 +54,8 @@ pub struct Line {
     pub text: String,
     /// Bytes of its stream from the run's beginning up to the end of this line, its line end included.
     pub end: u64,
+    /// Whether it has no end of its own: the stream's next line goes on with it.
+    pub split: bool,
 }
 
 /// How far the two outputs of a run have been read, in bytes from their beginning. It lies behind a whole line.

@@ -419,7 +419,7 @@ async fn interpret(command: String, output: watch::Sender<SimOutput>) {
         match verb {
             "echo" => {
                 end += rest.len() as u64 + 1;
-                let line = Line { stream: Stream::Out, text: rest.to_owned(), end };
+                let line = Line { stream: Stream::Out, text: rest.to_owned(), end, split: false };
                 output.send_modify(|o| o.lines.push(line));
             }
             "sleep" => sleep(Duration::from_secs(rest.parse().unwrap_or(0))).await,

@@ -28,7 +28,8 @@ async fn assert_goes_on(path: &Path) {
     position(path, &RunId::new()).expect("readable");
     let (writer, mut head) = LogWriter::open(path, Redactor::none(), 1 << 20).expect("it opens");
     let text = "written afterwards \0 \u{1b}[2J".to_owned();
-    writer.write(LogItem { stream: LogStream::Out, step: None, text: text.clone(), run: None }).await;
+    let line = LogItem { stream: LogStream::Out, step: None, text: text.clone(), run: None, split: false };
+    writer.write(line).await;
     drop(writer);
     head.wait_for(|head| head.closed).await.expect("it closes");
     let whole = std::fs::read(path).expect("there");

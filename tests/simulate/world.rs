@@ -501,7 +501,8 @@ impl Run {
             match verb {
                 "echo" => {
                     end += rest.len() as u64 + 1;
-                    run.lines.push((run.takes, Line { stream: Stream::Out, text: rest.to_owned(), end }));
+                    let line = Line { stream: Stream::Out, text: rest.to_owned(), end, split: false };
+                    run.lines.push((run.takes, line));
                 }
                 "sleep" => run.takes += Duration::from_millis(rest.parse().unwrap_or(0)),
                 "exit" => {
