@@ -24,6 +24,7 @@ mod cancelling;
 mod crashes;
 mod draining;
 mod reloading;
+mod retries;
 
 /// Longer than anything may take, in virtual time.
 const EVENTUALLY: Duration = Duration::from_secs(3600);
@@ -105,6 +106,7 @@ async fn submit(
         command: command.into(),
         dir: String::new(),
         timeout: Duration::from_secs(600),
+        retries: 0,
     };
     let mut spec = BuildSpec {
         project: "p".into(),
