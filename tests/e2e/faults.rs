@@ -1,5 +1,6 @@
 //! Faults of the VM runtime, scripted through `tart-qemu`'s fault file.
 
+use nix::sys::signal::{Signal, kill};
 use preheat::api::wire::TroubleView;
 use preheat::build::spec::BuildResult;
 
@@ -72,4 +73,74 @@ fn a_full_disk_is_shown_with_a_hint_and_served_when_it_is_over() {
     assert_eq!(house.over(id).result, Some(BuildResult::Success));
     house.whole();
     assert_eq!(trouble(&house), None);
+}
+
+#[test]
+fn a_macos_guest_that_is_refused_names_whose_vms_hold_the_places_and_comes_when_they_are_gone() {
+    let house = Plan::macos(1, 1).build();
+    let strangers = ["sandbox-a", "sandbox-b"].map(|name| (name, house.strangers_guest("macos", name)));
+    house.start();
+    let seen = until("the trouble", || trouble(&house));
+    assert_eq!(seen.reason, "system_limit", "{seen:?}");
+    let id = house.submit(&[&tiny(house.dir()), "--pool", "mac", "--step", "echo fine"]);
+    house.when(id, "told whose VMs it waits for", |view| {
+        let names = |why: &str| why.contains("sandbox-a, sandbox-b") && why.contains("stop the VMs");
+        view.waiting_for.as_deref().is_some_and(names)
+    });
+    assert_eq!(house.metric("preheat_slots_lost", &[("pool", "mac")]), Some(0.0), "nothing leaked");
+    for (name, mut guest) in strangers {
+        let stopped = house.tart(&["stop", name]);
+        assert!(stopped.status.success(), "{}", err(&stopped));
+        guest.wait().expect("ours");
+    }
+    let view = house.over(id);
+    assert_eq!((view.result, view.attempt), (Some(BuildResult::Success), 1), "{view:?}");
+    house.whole();
+    assert_eq!(trouble(&house), None);
+    assert!(["sandbox-a", "sandbox-b"].iter().all(|name| house.listed().contains(&(*name).to_owned())));
+}
+
+#[test]
+fn a_leaked_slot_is_told_with_its_remedy() {
+    let house = Plan::macos(2, 2).build();
+    house.faults("[[fault]]\nverb = \"run\"\nvm = \"preheat-mac-0-*\"\ntimes = 1\nkind = \"leak-slot\"\n");
+    house.start();
+    let vms = house.whole();
+    let leaks = vms.iter().find(|vm| vm.slot == 0).expect("the first slot's");
+    kill(house.qemu(leaks), Signal::SIGKILL).expect("it runs");
+    let lost = || house.metric("preheat_slots_lost", &[("pool", "mac"), ("reason", "slot_leaked")]);
+    until("the slot to be counted as lost", || lost().filter(|slots| *slots == 1.0));
+    let seen = trouble(&house).expect("told");
+    assert_eq!(seen.reason, "slot_leaked", "{seen:?}");
+    let remedy = |hint: String| hint.contains("kill the process com.apple.Virtualization.VirtualMachine");
+    assert!(seen.hint.is_some_and(remedy));
+    let shown = out(&house.preheat(&["pool"]));
+    assert!(shown.contains("1 of 2 macOS guests run") && shown.contains("hint: "), "{shown}");
+    let (build, _) = house.run(&[&tiny(house.dir()), "--pool", "mac", "--step", "echo fine"]);
+    assert_eq!(build.attempt, 1, "the other slot serves: {build:?}");
+
+    let mark = std::fs::read_dir(house.home().join("tart/slots")).expect("slots").flatten();
+    for mark in mark.filter(|file| file.file_name().to_string_lossy().starts_with("leaked-")) {
+        std::fs::remove_file(mark.path()).expect("the mark of the leak");
+    }
+    house.whole();
+    assert_eq!((lost(), trouble(&house)), (Some(0.0), None));
+}
+
+#[test]
+fn an_address_of_a_vm_that_is_no_more_costs_one_vm_and_no_build() {
+    let plan = Plan::pool(1, 1).and("boot_timeout = \"40s\"\n");
+    let house = plan.build();
+    // Nobody listens there; `tart ip` goes on saying so for this VM.
+    house.faults(
+        "[[fault]]\nverb = \"ip\"\nvm = \"preheat-linux-0-1\"\nkind = \"stale-ip\"\nip = \"127.0.0.99\"\n",
+    );
+    house.start();
+    let id = house.submit(&[&tiny(house.dir()), "--pool", "linux", "--step", "echo fine"]);
+    let view = house.over(id);
+    assert_eq!((view.result, view.attempt), (Some(BuildResult::Success), 1), "{view:?}");
+    assert_eq!(failures(&house, "connect", "ssh_timeout"), Some(1.0), "{}", house.said());
+    house.whole();
+    let failed = house.metric("preheat_vm_failures_total", &[]);
+    assert_eq!((failed, trouble(&house)), (Some(1.0), None), "one VM and no more");
 }
