@@ -144,3 +144,65 @@ fn an_address_of_a_vm_that_is_no_more_costs_one_vm_and_no_build() {
     let failed = house.metric("preheat_vm_failures_total", &[]);
     assert_eq!((failed, trouble(&house)), (Some(1.0), None), "one VM and no more");
 }
+
+/// The verbs that the daemon runs to their end, in groups: a new VM needs the first, a restart over a running VM the others.
+const AT_A_BIRTH: [&str; 5] = ["clone", "set", "ip", "delete", "list"];
+const AT_A_START: [&str; 2] = ["get", "stop"];
+
+fn hangs(verb: &str) -> String {
+    format!("[[fault]]\nverb = \"{verb}\"\ntimes = 1\nkind = \"hang\"\n")
+}
+
+/// Since the daemon's start.
+fn timeouts(house: &House, verb: &str) -> f64 {
+    let name = "preheat_runtime_verb_duration_seconds_count";
+    house.metric(name, &[("verb", verb), ("result", "timeout")]).unwrap_or(0.0)
+}
+
+/// A verb that hung is counted, nothing of it is left, and the pool is whole again.
+fn gets_over(house: &House, verb: &str, before: f64) {
+    until(&format!("a hung `{verb}` to be killed"), || (timeouts(house, verb) > before).then_some(()));
+    house.whole();
+    until(&format!("no `{verb}` to be left"), || {
+        let word = format!("tart-qemu {verb} ");
+        (!house.processes().iter().any(|(_, line)| line.contains(&word))).then_some(())
+    });
+}
+
+#[test]
+fn each_verb_that_hangs_is_killed_in_its_time_and_the_pool_comes_back() {
+    // Without a shape of its own a VM needs no `set`.
+    let mut plan = Plan::pool(1, 1).and("boot_timeout = \"40s\"\ncpu = 1\n");
+    for verb in ["CLONE", "SET", "STOP", "DELETE", "QUERY"] {
+        plan = plan.variable(&format!("PREHEAT__RUNTIME__DEADLINES__{verb}"), "5s");
+    }
+    let house = plan.open();
+    for verb in AT_A_BIRTH {
+        let vm = house.whole().remove(0);
+        let before = timeouts(&house, verb);
+        house.faults(&hangs(verb));
+        kill(house.qemu(&vm), Signal::SIGKILL).expect("it runs");
+        gets_over(&house, verb, before);
+    }
+
+    // `run` lasts as long as its guest: one that hangs is a guest that never has an address.
+    let vm = house.whole().remove(0);
+    house.faults(&hangs("run"));
+    kill(house.qemu(&vm), Signal::SIGKILL).expect("it runs");
+    let failed = || failures(&house, "address", "no_address").filter(|count| *count >= 1.0);
+    until("the VM that does not boot to be given up", failed);
+    let alive: Vec<_> = house.whole().into_iter().filter_map(|vm| vm.pid).collect();
+    let word = "tart-qemu run ";
+    let runs: Vec<_> = house.processes().into_iter().filter(|(_, line)| line.contains(word)).collect();
+    assert!(runs.iter().all(|(pid, _)| alive.contains(&pid.as_raw().cast_unsigned())), "{runs:?}");
+
+    for verb in AT_A_START {
+        house.whole();
+        house.end(Signal::SIGKILL);
+        house.faults(&hangs(verb));
+        house.start();
+        gets_over(&house, verb, 0.0);
+    }
+    let (build, _) = house.run(&[&tiny(house.dir()), "--pool", "linux", "--step", "echo fine"]);
+    assert_eq!(build.attempt, 1, "{build:?}");
+}
