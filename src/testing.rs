@@ -100,5 +100,11 @@ pub fn spec() -> BuildSpec {
 
 /// A step of ten minutes at most.
 pub fn step(name: &str, command: &str) -> Step {
-    Step { name: name.into(), command: command.into(), dir: String::new(), timeout: Duration::from_secs(600) }
+    Step {
+        name: name.into(),
+        command: command.into(),
+        dir: String::new(),
+        timeout: Duration::from_secs(600),
+        retries: 0,
+    }
 }

@@ -100,8 +100,12 @@ pub struct StepSpec {
     pub command: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<String>,
+    /// Of each run of it.
     #[serde(default, with = "human::option", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
+    /// How often it is run again when it fails; absent is never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u16>,
 }
 
 /// Where a build is.

@@ -134,11 +134,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
             None => 0,
         };
         for (index, step) in work.spec.steps.iter().enumerate().skip(first) {
-            let ended = match again.take() {
-                Some(Doing::Step { run, began_ms, .. }) => self.go_on(index, step, run, began_ms).await?,
-                Some(Doing::Artifacts) | None => self.run_step(index, step).await?,
-            };
-            report(Progress::Ended { exit_code: exit_code(ended) });
+            let ended = self.step_to_its_end(index, step, again.take()).await?;
             judge(work, step, ended, self.deadline)?;
         }
         if !work.spec.artifacts.is_empty() {
@@ -183,11 +179,44 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         }
     }
 
-    async fn run_step(&self, index: usize, step: &Step) -> Result<Ended, Stop> {
+    /// The step, and the step again as often as its user asked for: how its last run ended.
+    async fn step_to_its_end(&self, index: usize, step: &Step, again: Option<Doing>) -> Result<Ended, Stop> {
+        let (mut failed, mut ended) = match again {
+            Some(Doing::Step { run, failed, began_ms, .. }) => {
+                (failed, self.go_on(index, step, run, failed, began_ms).await?)
+            }
+            Some(Doing::Artifacts) | None => (0, self.run_step(index, step, 0, None).await?),
+        };
+        (self.report)(Progress::Ended { exit_code: exit_code(ended) });
+        while let Some(code) = exit_code(ended).filter(|code| *code != 0)
+            && failed < step.retries
+            && !self.deadline.left().is_zero()
+        {
+            failed += 1;
+            let again = format!("it is run again ({failed} of {})", step.retries);
+            let said = format!("step `{}` exited with {code}; {again}", step.name);
+            ended = self.run_step(index, step, failed, Some(said)).await?;
+            (self.report)(Progress::Ended { exit_code: exit_code(ended) });
+        }
+        Ok(ended)
+    }
+
+    /// One run of the step, after so many that failed.
+    async fn run_step(
+        &self,
+        index: usize,
+        step: &Step,
+        failed: u16,
+        said: Option<String>,
+    ) -> Result<Ended, Stop> {
         let work = self.work;
         let run = work.channel.reserve();
-        let doing = Doing::Step { index, run: run.clone(), began_ms: UnixMillis::now() };
+        let doing = Doing::Step { index, run: run.clone(), failed, began_ms: UnixMillis::now() };
         self.reach(doing, self.deadline).await?;
+        // Behind the journal: a crash in between may cost this line, and never says it twice.
+        if let Some(said) = said {
+            work.log.say(said).await;
+        }
         let script = Script {
             command: step.command.clone(),
             dir: step.dir.clone(),
@@ -208,6 +237,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         index: usize,
         step: &Step,
         run: RunId,
+        failed: u16,
         began_ms: UnixMillis,
     ) -> Result<Ended, Stop> {
         let work = self.work;
@@ -224,7 +254,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         match ended? {
             Some(ended) => Ok(ended),
             // The crash came between the journal and the guest.
-            None => self.run_step(index, step).await,
+            None => self.run_step(index, step, failed, None).await,
         }
     }
 }

@@ -25,6 +25,9 @@ pub enum Doing {
         /// From 0.
         index: usize,
         run: RunId,
+        /// Runs of the step before this one, in this attempt, that failed. Journals of earlier daemons have none.
+        #[serde(default)]
+        failed: u16,
         /// When it was begun: its time-out counts from here.
         began_ms: UnixMillis,
     },

@@ -4,7 +4,7 @@
 //! ```toml
 //! project = "app"
 //! pool = "xcode-26"
-//! steps = ["npm ci", { name = "archive", command = "make ipa", dir = "ios", timeout = "40m" }]
+//! steps = ["npm ci", { name = "archive", command = "make ipa", dir = "ios", timeout = "40m", retries = 1 }]
 //! artifacts = ["build/**/*.ipa"]
 //! secrets = ["MATCH_PASSWORD"]
 //! timeout = "1h"
@@ -23,7 +23,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::spec::{BuildSpec, Step};
 use crate::api::wire::{StepSpec, SubmitSpec};
 use crate::config::found::{Refusal, count, plain, shown_text, variable_text, within};
-use crate::config::limits as bound;
+use crate::config::limits::{self as bound, Bound};
 use crate::config::mistake::{Mistake, Mistakes, Origin};
 use crate::config::walk::{Section, Walk};
 use crate::config::{Builds, Pool, file, rules};
@@ -123,12 +123,7 @@ fn project(mut s: Section<'_>) -> Option<ProjectFile> {
     let secrets = s.list("secrets", VARIABLE, variable_name);
     let artifacts = s.list("artifacts", GLOB, glob);
     let timeout = s.duration_if("timeout", &bound::BUILD_TIMEOUT);
-    let retries = s.optional(
-        "retries",
-        &format!("{} ({})", bound::RETRIES.allowed(), bound::RETRIES.why),
-        |found| count::<u16>(found, &bound::RETRIES),
-        |n| i64::from(*n).into(),
-    );
+    let retries = retries(&mut s, &bound::RETRIES);
     let include_git = s.flag_if("include_git");
     s.end();
     Some(ProjectFile {
@@ -142,6 +137,11 @@ fn project(mut s: Section<'_>) -> Option<ProjectFile> {
         retries: retries?,
         include_git: include_git?.unwrap_or(false),
     })
+}
+
+fn retries(s: &mut Section<'_>, bound: &Bound) -> Option<Option<u16>> {
+    let allowed = format!("{} ({})", bound.allowed(), bound.why);
+    s.optional("retries", &allowed, |found| count::<u16>(found, bound), |n| i64::from(*n).into())
 }
 
 fn steps(s: &mut Section<'_>) -> Option<Vec<StepSpec>> {
@@ -182,6 +182,7 @@ fn step(walk: &mut Walk, key: &str, value: Value, names: &mut BTreeSet<String>) 
     let command = s.text("command", COMMAND, command);
     let dir = s.text_if("dir", DIR, dir);
     let timeout = s.duration_if("timeout", &bound::BUILD_TIMEOUT);
+    let retries = retries(&mut s, &bound::STEP_RETRIES);
     s.end();
     let step_name = step_name?;
     if let Some(name) = &step_name
@@ -190,7 +191,7 @@ fn step(walk: &mut Walk, key: &str, value: Value, names: &mut BTreeSet<String>) 
         let text = format!("found {}, which an earlier step has; names must differ", shown_text(name));
         walk.wrong(&format!("{key}.name"), Refusal::says(text));
     }
-    Some(StepSpec { name: step_name, command: command?, dir: dir?, timeout: timeout? })
+    Some(StepSpec { name: step_name, command: command?, dir: dir?, timeout: timeout?, retries: retries? })
 }
 
 fn env(mut s: Section<'_>) -> Option<BTreeMap<String, String>> {
@@ -338,6 +339,7 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
         let folder = step.dir.as_deref().unwrap_or_default();
         check(key("dir"), folder, DIR, dir(folder));
         check(key("timeout"), "", "", in_time(step.timeout));
+        check(key("retries"), "", "", not_too_often(step.retries, &bound::STEP_RETRIES));
     }
     let secrets = request.secrets.iter().map(|(name, value)| ("secrets", name, value.expose_secret()));
     let env = request.env.iter().map(|(name, value)| ("env", name, value.as_str()));
@@ -349,9 +351,7 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
         check(format!("artifacts[{n}]"), pattern, GLOB, glob(pattern));
     }
     check("timeout".into(), "", "", in_time(request.timeout));
-    let retries = request.retries.map_or(0, u64::from);
-    let many = || Refusal::says(format!("found {retries}, allowed is {}", bound::RETRIES.allowed()));
-    check("retries".into(), "", "", if bound::RETRIES.holds(retries) { Ok(()) } else { Err(many()) });
+    check("retries".into(), "", "", not_too_often(request.retries, &bound::RETRIES));
     let long = |what: usize, max: usize| {
         let says = || Refusal::says(format!("found {what}, allowed are {max}"));
         if what > max { Err(says()) } else { Ok(()) }
@@ -359,6 +359,13 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
     check("steps".into(), "", "", long(request.steps.len(), bound::STEPS_MAX));
     check("artifacts".into(), "", "", long(request.artifacts.len(), bound::ARTIFACTS_PER_BUILD_MAX));
     found
+}
+
+fn not_too_often(retries: Option<u16>, bound: &Bound) -> Result<(), Refusal> {
+    match retries.filter(|n| !bound.holds((*n).into())) {
+        None => Ok(()),
+        Some(n) => Err(Refusal::says(format!("found {n}, allowed is {}", bound.allowed()))),
+    }
 }
 
 fn in_time(timeout: Option<Duration>) -> Result<(), Refusal> {
@@ -443,6 +450,7 @@ fn complete_steps(steps: &[StepSpec], timeout: Duration) -> Vec<Step> {
         command: step.command.clone(),
         dir: step.dir.clone().unwrap_or_default(),
         timeout: step.timeout.unwrap_or(timeout),
+        retries: step.retries.unwrap_or(0),
     };
     steps.iter().map(&mut complete).collect()
 }

@@ -77,8 +77,12 @@ fn the_example_in_the_documentation_is_a_project() {
         command: command.into(),
         ..Default::default()
     };
-    let archive =
-        StepSpec { dir: Some("ios".into()), timeout: Some(40 * MINUTE), ..step(Some("archive"), "make ipa") };
+    let archive = StepSpec {
+        dir: Some("ios".into()),
+        timeout: Some(40 * MINUTE),
+        retries: Some(1),
+        ..step(Some("archive"), "make ipa")
+    };
     assert_eq!(
         project,
         ProjectFile {
@@ -98,7 +102,7 @@ fn the_example_in_the_documentation_is_a_project() {
 #[test]
 fn every_mistake_of_a_project_is_told_at_once() {
     let text = "projct = \"a\"\npool = \"Linux\"\ntimeout = 90\nretries = 11\n\
-        steps = [\"\", { command = \"make\", dir = \"../x\" }, { name = \"b\" }, 3]\n\
+        steps = [\"\", { command = \"make\", dir = \"../x\" }, { name = \"b\", retries = 6 }, 3]\n\
         artifacts = [\"/etc/*\", \"a/../b\", \"a[\"]\nsecrets = [\"A-B\"]\n[env]\n2X = \"1\"\nJOBS = 4\nL = []\n";
     assert_eq!(
         ProjectFile::parse(text).expect_err("mistakes").to_string(),
@@ -112,6 +116,7 @@ fn every_mistake_of_a_project_is_told_at_once() {
 .preheat.toml:steps[0]: found \"\", allowed is a shell command (line 5)
 .preheat.toml:steps[1].dir: found \"../x\", allowed is a folder in the source, relative and without `..` (line 5)
 .preheat.toml:steps[2].command: is missing, and must be a shell command (line 5)
+.preheat.toml:steps[2].retries: found 6, allowed is a whole number from 0 to 5 (each run holds the VM; what fails that often is not a matter of luck) (line 5)
 .preheat.toml:steps[3]: allowed is a command, or a table with `command` (line 5)
 .preheat.toml:artifacts[0]: found \"/etc/*\", allowed is a glob relative to the source, without `..` (line 6)
 .preheat.toml:artifacts[1]: found \"a/../b\", allowed is a glob relative to the source, without `..` (line 6)
@@ -175,7 +180,7 @@ fn the_only_pool_is_taken_and_an_unknown_one_is_its_own_refusal() {
 
 #[test]
 fn every_mistake_of_a_request_is_told_at_once() {
-    let json = r#"{"steps":[{"command":" ","dir":"/x","timeout":"31days","name":"a"},{"command":"x","name":"a"}],
+    let json = r#"{"steps":[{"command":" ","dir":"/x","timeout":"31days","name":"a","retries":6},{"command":"x","name":"a"}],
                    "env":{"A B":"1"},"artifacts":["../x"],"retries":11,"secrets":{"T":""}}"#;
     assert_eq!(
         refused("secrets = [\"KEY\", \"E\"]\nenv = { E = \"1\" }", json),
@@ -183,6 +188,7 @@ fn every_mistake_of_a_request_is_told_at_once() {
 request:steps[0].command: found \" \", allowed is a shell command
 request:steps[0].dir: found \"/x\", allowed is a folder in the source, relative and without `..`
 request:steps[0].timeout: found \"1month 13h 26m 24s\", allowed is a duration from 100ms to 30days
+request:steps[0].retries: found 6, allowed is a whole number from 0 to 5
 request:steps[1].name: found \"a\", which an earlier step has; names must differ
 request:env.A B: found \"A B\", allowed is a name of letters, digits and `_`, not beginning with a digit
 request:artifacts[0]: found \"../x\", allowed is a glob relative to the source, without `..`

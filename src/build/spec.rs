@@ -35,8 +35,12 @@ pub struct Step {
     pub command: String,
     /// Relative to the source's root; empty is the root.
     pub dir: String,
+    /// Of each run of it.
     #[serde(with = "crate::build::spec::human")]
     pub timeout: Duration,
+    /// How often it is run again in the same VM when it exits with another code than 0. Journals of earlier daemons have none.
+    #[serde(default)]
+    pub retries: u16,
 }
 
 /// The words for how a build ended; a label of metrics, the field in JSON, and the base of the exit code.

@@ -107,6 +107,9 @@ pub const BUILD_TIMEOUT: Bound =
     millis(100, 30 * DAY, "a build needs some time, and must not hold a VM for ever");
 /// `builds.retries`, and those of a build
 pub const RETRIES: Bound = count(0, 10, "what fails that often will fail again");
+/// `steps[].retries` of a build
+pub const STEP_RETRIES: Bound =
+    count(0, 5, "each run holds the VM; what fails that often is not a matter of luck");
 /// `builds.kill_grace`
 pub const KILL_GRACE: Bound = millis(0, 10 * MINUTE, "a build that was cancelled holds its VM for so long");
 /// `stop.drain_timeout`

@@ -1,6 +1,7 @@
 //! How a pool behaves while its VMs fail: the first failure costs nothing, then the pauses double, and while there is
 //! trouble one VM at a time is tried. A VM that gets warm ends it. An image whose every VM fails in the same way is poisoned:
-//! it gets the slowest probe at once, and a new chance when it changes.
+//! it gets the slowest probe at once, which is also how a mended image is found. Tart has no stamp that says that an image
+//! is another one, and one VM in five minutes costs less than one that could be wrong.
 
 use std::time::Duration;
 
@@ -52,16 +53,6 @@ impl Trouble {
     /// A VM answered while it was warm, or served a build: that mends everything.
     pub fn mended(&mut self) {
         self.current = None;
-    }
-
-    /// The image is another one now: what its VMs did before says nothing. False when there was no such trouble.
-    pub fn image_changed(&mut self) -> bool {
-        self.current.take_if(|current| current.fault.kind() == FaultKind::Image).is_some()
-    }
-
-    /// Whether the pool's image is the trouble.
-    pub fn is_of_image(&self) -> bool {
-        self.current.as_ref().is_some_and(|current| current.fault.kind() == FaultKind::Image)
     }
 
     /// The trouble that there is. A first failure that costs nothing is none: a guest may die.
@@ -132,22 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn a_poisoned_image_gets_one_slow_probe_until_it_changes() {
+    fn a_poisoned_image_gets_one_slow_probe_until_a_vm_of_it_gets_warm() {
         let (mut trouble, now) = (Trouble::default(), crate::clock::now());
         let pauses = [(); 4].map(|()| fail(&mut trouble, Reason::WarmupFailed, false, now).as_secs());
         assert_eq!(pauses, [5, 10, 300, 300]);
         assert!(!trouble.allows(now + PAUSE_MAX_SLOW - Duration::from_secs(1), 0));
         assert!(trouble.allows(now + PAUSE_MAX_SLOW, 0) && !trouble.allows(now + PAUSE_MAX_SLOW, 1));
-        assert!(trouble.is_of_image() && trouble.image_changed());
+        trouble.warmed();
         assert!(trouble.current().is_none() && trouble.allows(now, 5));
-    }
-
-    #[test]
-    fn an_image_that_changes_mends_nothing_but_the_images_faults() {
-        let (mut trouble, now) = (Trouble::default(), crate::clock::now());
-        fail(&mut trouble, Reason::SshTimeout, false, now);
-        assert!(!trouble.image_changed());
-        assert_eq!(trouble.failures(), 1);
     }
 
     #[derive(Debug, Clone)]
@@ -155,7 +138,6 @@ mod tests {
         Fail(Reason, bool),
         Warm,
         Mend,
-        Change,
         Wait(u16),
     }
 
@@ -165,7 +147,6 @@ mod tests {
             3 => (reason, any::<bool>()).prop_map(|(reason, warm)| Move::Fail(reason, warm)),
             1 => Just(Move::Warm),
             1 => Just(Move::Mend),
-            1 => Just(Move::Change),
             1 => (0_u16..400).prop_map(Move::Wait),
         ]
     }
@@ -181,7 +162,6 @@ mod tests {
                     }
                     Move::Warm => trouble.warmed(),
                     Move::Mend => trouble.mended(),
-                    Move::Change => drop(trouble.image_changed()),
                     Move::Wait(seconds) => now += Duration::from_secs(seconds.into()),
                 }
                 prop_assert!(trouble.allows(now + PAUSE_MAX_SLOW, 0), "one try after the longest pause");

@@ -410,8 +410,9 @@ impl SimChannel {
     }
 }
 
-/// A small shell in the guest: `echo TEXT`, `sleep SECONDS`, `exit CODE`, separated by `;`.
-async fn interpret(command: String, output: watch::Sender<SimOutput>) {
+/// A small shell in the guest: `echo TEXT`, `sleep SECONDS`, `exit CODE`, and `flaky N`, which exits with 2 in the guest's
+/// first N runs; separated by `;`. `runs` were begun before this one.
+async fn interpret(command: String, runs: usize, output: watch::Sender<SimOutput>) {
     let mut end = 0;
     let mut code = 0;
     for part in command.split(';').map(str::trim) {
@@ -425,6 +426,10 @@ async fn interpret(command: String, output: watch::Sender<SimOutput>) {
             "sleep" => sleep(Duration::from_secs(rest.parse().unwrap_or(0))).await,
             "exit" => {
                 code = rest.parse().unwrap_or(2);
+                break;
+            }
+            "flaky" if runs < rest.parse().unwrap_or(0) => {
+                code = 2;
                 break;
             }
             _ => {}
@@ -452,9 +457,14 @@ impl Channel for SimChannel {
         async move {
             self.alive(Step::Run, script.timeout).await?;
             let (print, output) = watch::channel(SimOutput::default());
-            self.runs().insert(id.clone(), output.clone());
+            let before = {
+                let mut runs = self.runs();
+                runs.insert(id.clone(), output.clone());
+                runs.len() - 1
+            };
             let (dead, command) = (self.dead.clone(), script.command.clone());
-            tokio::spawn(async move { dead.run_until_cancelled_owned(interpret(command, print)).await });
+            let running = interpret(command, before, print);
+            tokio::spawn(async move { dead.run_until_cancelled_owned(running).await });
             self.see_through(output, 0, script.timeout, lines, cancel).await
         }
         .boxed()

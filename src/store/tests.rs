@@ -14,6 +14,7 @@ fn record() -> BuildRecord {
         command: "make".into(),
         dir: String::new(),
         timeout: Duration::from_secs(90),
+        retries: 0,
     };
     let spec = BuildSpec {
         project: "lua".into(),

@@ -110,7 +110,7 @@ mod tests {
     }
 
     fn in_a_step(attempt: u16) -> BuildRecord {
-        let doing = Doing::Step { index: 0, run: RunId::new(), began_ms: UnixMillis(5) };
+        let doing = Doing::Step { index: 0, run: RunId::new(), failed: 0, began_ms: UnixMillis(5) };
         BuildRecord { place: Some(Place { work_began_ms: UnixMillis(1), doing }), ..record(true, attempt) }
     }
 

@@ -105,7 +105,7 @@ impl Exporter {
         }
     }
 
-    /// Sets what another configuration adds to zero; what counts already goes on.
+    /// Sets what another configuration adds to zero, and takes over its bounds; what counts already goes on.
     pub fn follow(&self, config: &Config) {
         zero_configured(config);
     }
@@ -129,6 +129,7 @@ impl Exporter {
 
 /// An absolute zero changes no counter that is further.
 fn zero_configured(config: &Config) {
+    gauge!(names::HOST_DISK_FREE_MIN).set(config.host.disk_free_min.0 as f64);
     for pool in config.pools.keys() {
         zero_pool(pool.as_str());
     }

@@ -88,6 +88,7 @@ catalogue! {
     UPLOADS_PENDING = "preheat_uploads_pending", Gauge, ["sink"], "Results not yet delivered to the sink.";
     UPLOAD_ATTEMPTS = "preheat_upload_attempts_total", Counter, ["sink", "result"], "Attempts to deliver a result.";
     HOST_DISK_FREE = "preheat_host_disk_free_bytes", Gauge, [], "Free bytes on the volume of the installation.";
+    HOST_DISK_FREE_MIN = "preheat_host_disk_free_min_bytes", Gauge, [], "With less free than this no build is accepted and no VM cloned: host.disk_free_min.";
     HOST_DISK_SIZE = "preheat_host_disk_size_bytes", Gauge, [], "Size of the volume of the installation.";
     ACTOR_RESTARTS = "preheat_actor_restarts_total", Counter, ["actor"], "Actors of the daemon that failed and were started again.";
     PROCESS_CPU = "process_cpu_seconds_total", Counter, [], "CPU time of the daemon, user and system.";

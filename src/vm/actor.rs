@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::birth::{self, Answered, Recipe, Stillborn};
@@ -76,6 +77,8 @@ pub struct VmLife {
     /// Tells when the connection is lost.
     listener: Option<AbortOnDropHandle<()>>,
     watch: Option<Watch>,
+    /// A removal that waits for the process that is being started; whether there will be one is not known before.
+    awaited: Option<oneshot::Sender<Watch>>,
     channel: Option<Arc<dyn Channel>>,
     /// Whether a guest may have been started.
     started: Option<Instant>,
@@ -100,6 +103,7 @@ impl Actor for VmActor {
             task: None,
             listener: None,
             watch: None,
+            awaited: None,
             channel: None,
             started: None,
         };
@@ -171,7 +175,13 @@ impl VmLife {
             }
             TaskReport::Started(process) => self.own(me, process),
             TaskReport::Answered(answered) => self.answered(me, answered),
-            TaskReport::Stillborn(Stillborn { phase, fault }) => self.fail(me, VmPhase::Birth(phase), &fault),
+            TaskReport::Stillborn(Stillborn { phase, fault }) => {
+                self.awaited = None;
+                if !matches!(self.state, VmStateName::Removing | VmStateName::Quarantined) {
+                    self.task = None; // It has said its last: no process comes of it.
+                }
+                self.fail(me, VmPhase::Birth(phase), &fault);
+            }
             TaskReport::NotAdopted(fault) => self.fail(me, VmPhase::Adoption, &fault),
             TaskReport::RunEnded(fault)
             | TaskReport::ConnectionLost(fault)
@@ -300,7 +310,12 @@ impl VmLife {
     fn own(&mut self, me: &ActorRef<VmMessage>, process: Box<dyn RunProcess>) {
         (self.report)(&self.recipe.name, VmReport::Started { pid: process.pid() });
         let told = me.clone();
-        self.watch = Some(Watch::new(process, move |why| tell(&told, TaskReport::RunEnded(why))));
+        let watch = Watch::new(process, move |why| tell(&told, TaskReport::RunEnded(why)));
+        if let Some(removal) = self.awaited.take() {
+            removal.send(watch).ok();
+            return;
+        }
+        self.watch = Some(watch);
         if self.state == VmStateName::Adopting {
             return self.rejoin(me);
         }
@@ -370,8 +385,17 @@ impl VmLife {
         }
         let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
         let (watch, started) = (self.watch.take(), self.started.is_some());
+        // A process that is being started must be known before it can be ended: `stop` finds it by a lock that it may not
+        // have yet.
+        let starting = self.task.take().filter(|_| started && watch.is_none());
+        let (tell_watch, late) = oneshot::channel();
+        self.awaited = starting.is_some().then_some(tell_watch);
         self.run(async move {
             let deadline = Deadline::after(recipe.removal_timeout);
+            let watch = match (watch, starting) {
+                (None, Some(starting)) => removal::started(starting, late, deadline).await,
+                (watch, _) => watch,
+            };
             if started
                 && let Err(fault) = removal::end_guest(runtime.as_ref(), &recipe.name, watch, deadline).await
             {

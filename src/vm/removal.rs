@@ -5,12 +5,18 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Deadline;
 use crate::runtime::{Fault, Reason, RunProcess, Runtime, VmName};
 
 /// Pauses before each try to delete: a verb that fails once may fail because a sibling holds Tart's lock.
 const DELETE_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
+
+/// Starting a process takes milliseconds; one that hangs there is not waited for when it is to go.
+const START_ENDS: Duration = Duration::from_secs(5);
+/// From a task's report to what its actor does about it.
+const REPORT_ARRIVES: Duration = Duration::from_secs(5);
 
 /// The owner of a guest's process: it says when the process ends, and ends it when it is asked to.
 pub struct Watch {
@@ -58,6 +64,17 @@ impl Watch {
             Err(_) => Err(stuck("it did not end in time")),
         }
     }
+}
+
+/// The process that `starting` started, if it did: its report goes by way of the VM's actor. One that does not come to an end
+/// in time is aborted, and its process, should there be one, is left to the runtime's `stop`.
+pub async fn started(
+    starting: AbortOnDropHandle<()>,
+    late: oneshot::Receiver<Watch>,
+    deadline: Deadline,
+) -> Option<Watch> {
+    timeout(START_ENDS.min(deadline.left()), starting).await.ok()?.ok()?;
+    timeout(REPORT_ARRIVES.min(deadline.left()), late).await.ok()?.ok()
 }
 
 /// Ends the guest: through its owner, else through the runtime, which finds the process by its lock.

@@ -76,6 +76,8 @@ fn take_places(guests: u16) -> Vec<Flock<fs::File>> {
 pub struct Plan {
     config: String,
     guests: u16,
+    /// The image pretends to be macOS, so that its VMs count against the limit of two.
+    macos: bool,
     variables: Vec<(String, String)>,
     program: Option<PathBuf>,
 }
@@ -90,6 +92,12 @@ impl Plan {
     pub fn pool(warm: u16, max: u16) -> Self {
         let config = format!("[pool.linux]\nimage = \"linux\"\nwarm = {warm}\nmax = {max}\nport = 2222\n");
         Self { config, guests: max, ..Self::default() }
+    }
+
+    /// With the image `macos` and a pool `mac` of it.
+    pub fn macos(warm: u16, max: u16) -> Self {
+        let config = format!("[pool.mac]\nimage = \"macos\"\nwarm = {warm}\nmax = {max}\nport = 2222\n");
+        Self { config, guests: PLACES, macos: true, ..Self::default() }
     }
 
     /// More configuration: whole sections, or keys of the pool when it comes first.
@@ -227,8 +235,9 @@ impl House {
 
     fn install_image(&self) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm-setup/linux-guest");
-        let made =
-            assert_cmd::Command::new(script).env("PREHEAT_HOME", self.home()).output().expect("it runs");
+        let kind: &[&str] = if self.plan.macos { &["--name", "macos", "--os", "darwin"] } else { &[] };
+        let mut script = assert_cmd::Command::new(script);
+        let made = script.args(kind).env("PREHEAT_HOME", self.home()).output().expect("it runs");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
 
@@ -431,6 +440,25 @@ impl House {
             .timeout(PATIENT)
             .output()
             .expect("it runs")
+    }
+
+    /// A guest of somebody else's in this house, up when this returns: whose it is only its name says.
+    #[expect(clippy::disallowed_methods, reason = "the guest outlives the call and is stopped by name")]
+    pub fn strangers_guest(&self, image: &str, name: &str) -> Child {
+        let log = fs::File::create(self.dir().join(format!("{name}.log"))).expect("a log");
+        let made = self.tart(&["clone", image, name]);
+        assert!(made.status.success(), "{}", err(&made));
+        let child = std::process::Command::new(TART)
+            .env("TART_HOME", self.home().join("tart"))
+            .args(["run", name, "--no-graphics"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("it runs");
+        let up = self.tart(&["ip", name, "--wait", "120"]);
+        assert!(up.status.success(), "{}", err(&up));
+        child
     }
 
     /// The VMs that are on the disk, ours or not.

@@ -64,8 +64,9 @@ fn assert_is_sound(project: Option<ProjectFile>, request: &SubmitSpec, folder: &
 fn request() -> impl Strategy<Value = SubmitSpec> {
     let millis = prop::option::of(prop_oneof![any::<u64>(), 0..100_000_000_u64]);
     let timeout = millis.prop_map(|ms| ms.map(std::time::Duration::from_millis));
-    let step = (prop::option::of(any_text()), any_text(), prop::option::of(any_text()), timeout.clone())
-        .prop_map(|(name, command, dir, timeout)| StepSpec { name, command, dir, timeout });
+    let text = || prop::option::of(any_text());
+    let step = (text(), any_text(), text(), timeout.clone(), prop::option::of(any::<u16>()))
+        .prop_map(|(name, command, dir, timeout, retries)| StepSpec { name, command, dir, timeout, retries });
     let variables = || prop::collection::btree_map(prop_oneof![any_text(), "[A-Z_]{1,6}"], any_text(), 0..4);
     (
         prop::option::of(any_text()),

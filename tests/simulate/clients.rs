@@ -43,6 +43,7 @@ fn request(job: &Job) -> SubmitSpec {
         command: command.clone(),
         dir: None,
         timeout: Some(*timeout),
+        retries: None,
     };
     SubmitSpec {
         project: Some(job.project.clone()),

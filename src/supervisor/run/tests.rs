@@ -24,6 +24,7 @@ mod cancelling;
 mod crashes;
 mod draining;
 mod reloading;
+mod retries;
 mod secrets;
 
 /// Longer than anything may take, in virtual time.
@@ -106,6 +107,7 @@ async fn submit(
         command: command.into(),
         dir: String::new(),
         timeout: Duration::from_secs(600),
+        retries: 0,
     };
     let mut spec = BuildSpec {
         project: "p".into(),

@@ -14,7 +14,7 @@ const FOREIGN: &str = "somebodys";
 const COUNT: &str = "echo 1; sleep 10; echo 2; sleep 10; echo 3; sleep 10; echo 4";
 
 /// A host without a daemon.
-struct Fallen {
+pub(super) struct Fallen {
     sim: Sim,
     config: Arc<Config>,
     dir: tempfile::TempDir,
@@ -22,7 +22,7 @@ struct Fallen {
 
 impl World {
     /// As `kill -9` of the daemon: the guests and the disk stay as they are.
-    async fn crash(self) -> Fallen {
+    pub(super) async fn crash(self) -> Fallen {
         let World { daemon, sim, config, dir } = self;
         let store = daemon.context.store.clone();
         daemon.supervisor.crash().await;
@@ -33,7 +33,7 @@ impl World {
         Fallen { sim, config, dir }
     }
 
-    async fn until_in(&self, id: BuildId, phase: &str) -> BuildView {
+    pub(super) async fn until_in(&self, id: BuildId, phase: &str) -> BuildView {
         let what = format!("in {phase}");
         view_until(&self.daemon, id, &what, |v| {
             v.phases.last().is_some_and(|p| p.phase == phase && p.took_ms.is_none())
@@ -42,7 +42,7 @@ impl World {
     }
 
     /// Waits until the pool is whole, and looks at what is on the host.
-    async fn clean(&self) {
+    pub(super) async fn clean(&self) {
         self.until("whole", |s| s.vms.iter().all(|vm| vm.state == "warm" || vm.state == "configured")).await;
         let known: Vec<String> =
             self.daemon.context.pool.snapshot().vms.iter().map(|vm| vm.name.clone()).collect();
@@ -53,7 +53,7 @@ impl World {
 }
 
 impl Fallen {
-    async fn start(self) -> World {
+    pub(super) async fn start(self) -> World {
         let daemon = start(&self.config, &self.sim).await;
         World { daemon, sim: self.sim, config: self.config, dir: self.dir }
     }
@@ -66,14 +66,14 @@ impl Fallen {
     }
 }
 
-async fn at_work() -> World {
+pub(super) async fn at_work() -> World {
     let world = world(1, 1).await;
     world.sim.plant(FOREIGN, ListedState::Stopped);
     world.until_warm(1).await;
     world
 }
 
-fn log(config: &Config, id: BuildId) -> Vec<LogLine> {
+pub(super) fn log(config: &Config, id: BuildId) -> Vec<LogLine> {
     let text = std::fs::read_to_string(log_path(config, id)).expect("a log");
     text.lines().map(|line| serde_json::from_str(line).expect("a line")).collect()
 }

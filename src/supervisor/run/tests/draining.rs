@@ -45,6 +45,28 @@ async fn a_drained_daemon_finishes_what_runs_keeps_what_waits_and_has_no_vm() {
     assert!(world.daemon.core.admit(None).is_ok());
 }
 
+/// A process has no lock in its first moments, so that `stop` would find nothing to stop.
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_goes_while_its_process_is_being_started_goes_by_its_process() {
+    let sim = Sim::new();
+    sim.script(Step::Start, [Behaviour::Slow(Duration::from_secs(2))]);
+    let world = world_with(sim, |config| {
+        let pool = Pool { warm: 1, max: 1, ..testing::pool("linux") };
+        config.pools.insert("linux".parse().expect("a name"), pool);
+    })
+    .await;
+    world.until("being started", |s| s.vms.iter().any(|vm| vm.state == "starting")).await;
+    world.daemon.core.drain().await.expect("begun");
+    drained(&world).await;
+    assert_eq!(
+        (world.sim.count(Step::Kill), world.sim.count(Step::Stop)),
+        (1, 0),
+        "{:?}",
+        world.sim.history()
+    );
+    assert_eq!(world.sim.names(), Vec::<String>::new());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_restart_does_not_end_a_drain() {
     let world = world(1, 1).await;
