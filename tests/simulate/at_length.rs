@@ -8,6 +8,7 @@ mod dice;
 mod guest;
 mod host;
 mod life;
+mod operators;
 mod plan;
 mod report;
 mod step;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use preheat::api::service::{Refused, Service};
-use preheat::api::wire::{BuildState, StepSpec, SubmitSpec};
+use preheat::api::wire::{BuildState, SecretValues, StepSpec, SubmitSpec};
 use preheat::ids::BuildId;
+use secrecy::SecretString;
 use tokio::time::sleep;
 
 use crate::plan::Job;
@@ -45,11 +46,13 @@ fn request(job: &Job) -> SubmitSpec {
         timeout: Some(*timeout),
         retries: None,
     };
+    let secret = job.secret.iter().map(|secret| ("TOKEN".to_owned(), SecretString::from(secret.clone())));
     SubmitSpec {
         project: Some(job.project.clone()),
         pool: Some(job.pool.to_owned()),
         steps: job.steps.iter().map(step).collect(),
         env: BTreeMap::new(),
+        secrets: SecretValues(secret.collect()),
         artifacts: job.artifacts.clone(),
         retries: Some(job.retries),
         ..SubmitSpec::default()
@@ -81,7 +84,7 @@ async fn submit(world: &Arc<World>, daemon: &dyn Service, number: usize, job: &J
         world.alive().await;
         match accepted {
             Ok(view) => break view.id,
-            Err(Refused::QueueFull { .. } | Refused::Stopping) => {
+            Err(Refused::QueueFull { .. } | Refused::Stopping | Refused::Draining) => {
                 world.lock().jobs[number].state = Sent::No;
                 sleep(AGAIN).await;
             }

@@ -11,7 +11,7 @@ use preheat::guest::{
 };
 use preheat::ids::RunId;
 use preheat::runtime::{Fault, ListedState, Reason};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -118,10 +118,20 @@ impl GuestChannel {
 
     fn begin(&self, world: &mut Inner, id: &RunId, script: &Script) -> Result<(), Fault> {
         let now = world.now();
-        let project = script.env.iter().find(|(name, _)| name == "PREHEAT_PROJECT");
-        let project = project.map(|(_, value)| value.expose_secret().to_owned());
+        let plain = |(_, value): &(String, SecretString)| value.expose_secret().to_owned();
+        let variable = |name: &str| script.env.iter().find(|(n, _)| n == name).map(plain);
+        let (project, token) = (variable("PREHEAT_PROJECT"), variable("TOKEN"));
+        let job = world.jobs.iter().find(|client| Some(&client.job.project) == project.as_ref());
+        if let Some(job) = job.map(|client| client.job.clone())
+            && job.secret != token
+        {
+            world.violation(format!(
+                "{} has the secret {:?}, and its guest {token:?}",
+                job.project, job.secret
+            ));
+        }
         let Some(vm) = world.vms.get_mut(&self.name) else { return Err(lost()) };
-        if vm.runs.insert(id.clone(), Run::of(&script.command, now)).is_some() {
+        if vm.runs.insert(id.clone(), Run::of(&script.command, token.as_deref(), now)).is_some() {
             world.violation(format!("a run in {} is begun twice", self.name));
             return Ok(());
         }

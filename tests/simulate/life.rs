@@ -1,6 +1,7 @@
 //! One seed from beginning to end: lives of the daemon in one world, each killed, stopped or, the last one, drained.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,12 @@ use preheat::api::service::Service;
 use preheat::blocking;
 use preheat::build::actor::BuildContext;
 use preheat::clock;
-use preheat::config::Config;
+use preheat::config::Loaded;
 use preheat::jitter;
 use preheat::pool::snapshot::PoolSnapshot;
 use preheat::runtime::ListedState;
 use preheat::store::Store;
+use preheat::supervisor::reload::Source;
 use preheat::supervisor::{Daemon, Outside};
 use preheat::telemetry::export;
 use tokio::time::{sleep, timeout};
@@ -21,13 +23,23 @@ use tokio::time::{sleep, timeout};
 use crate::clients;
 use crate::dice::Dice;
 use crate::host::Host;
-use crate::plan::{self, End, Settings};
+use crate::operators;
+use crate::plan::{self, End, Machine, Settings};
 use crate::step::Step;
 use crate::verdict;
 use crate::world::{Bounds, World};
 
 /// Whatever is left to do must be done within this time of an undisturbed life.
-const DRAINED_WITHIN: Duration = Duration::from_secs(12 * 3600);
+pub const DRAINED_WITHIN: Duration = Duration::from_secs(12 * 3600);
+
+/// What a drain says that came to its end.
+const DRAINED: &str = "everything that ran is over";
+
+/// How often it is looked whether nothing is left to do.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// A life that is to be killed at an event that does not come, because an operator drained it, ends after this.
+const IDLE_MAX: Duration = Duration::from_secs(3600);
 
 /// VMs that are not ours, which nobody may touch.
 pub const FOREIGN: [(&str, ListedState); 3] = [
@@ -50,6 +62,7 @@ pub struct Outcome {
     pub stops: u64,
     pub jumps: u64,
     pub adopted: u64,
+    pub orders: BTreeMap<&'static str, u64>,
     /// In the world's time.
     pub took: Duration,
 }
@@ -61,31 +74,44 @@ pub fn play(seed: u64, settings: Settings, verbose: bool) -> Outcome {
     let shm = Path::new("/dev/shm");
     let home = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
     let home = home.expect("a folder");
-    let config = plan::config(&mut dice, home.path());
+    let machine = plan::machine(&mut dice);
+    let text = plan::config(&mut dice, machine);
     let jobs = plan::jobs(&mut dice, settings);
     let ends = plan::lives(&mut dice);
-    let bounds = Bounds { vms: config.host.vms.into(), macos_guests: config.host.macos_guests.into() };
-    let world = Arc::new(World::new(dice, settings, bounds, jobs));
+    let bounds = Bounds { vms: usize::try_from(machine.vms).expect("few"), macos_guests: plan::MACOS_GUESTS };
+    let world = Arc::new(World::new(dice, settings, bounds, jobs, text));
     world.lock().verbose = verbose;
     for (name, state) in FOREIGN {
         world.lock().insert(name, false, state);
     }
-    let (mut kills, mut stops) = (0, 0);
+    let (mut kills, mut stops, mut played) = (0, 0, None);
     for end in ends {
         match end {
             End::KilledAt(_) | End::KilledAfter(_) => kills += 1,
-            End::Stopped(_) => stops += 1,
+            End::Stopped(_) | End::Ended(_, None) => stops += 1,
+            End::Ended(_, Some(_)) => {
+                stops += 1;
+                kills += 1;
+            }
             End::Drained => world.lock().rate = 0.0,
         }
-        live(&world, &config, end);
-        verdict::of_journal(&mut world.lock(), &config);
+        // Whoever starts it sees to it that its file is right.
+        std::fs::write(plan::file(home.path()), &world.lock().config).expect("written");
+        let loaded = plan::read(home.path()).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+        for folder in [loaded.config.home.spool(), loaded.config.home.builds()] {
+            std::fs::create_dir_all(folder).expect("a folder");
+        }
+        live(&world, machine, &loaded, end);
+        verdict::of_journal(&mut world.lock(), &loaded.config);
+        verdict::of_files(&mut world.lock(), home.path());
+        played = Some(loaded.config);
         if world.lock().broken.is_some() {
             break;
         }
     }
     let mut inner = world.lock();
-    if inner.broken.is_none() {
-        verdict::at_the_end(&mut inner, &config);
+    if let (None, Some(config)) = (&inner.broken, &played) {
+        verdict::at_the_end(&mut inner, config);
     }
     let mut results = BTreeMap::new();
     for (result, _) in inner.results.values() {
@@ -102,25 +128,26 @@ pub fn play(seed: u64, settings: Settings, verbose: bool) -> Outcome {
         stops,
         jumps: inner.jumps,
         adopted: inner.adopted,
+        orders: inner.orders.clone(),
         took: inner.now(),
     }
 }
 
 /// One life, and the time until the next.
-fn live(world: &Arc<World>, config: &Arc<Config>, end: End) {
+fn live(world: &Arc<World>, machine: Machine, loaded: &Loaded, end: End) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let runtime = runtime.expect("a runtime");
     let lived = runtime.block_on(async {
         let began = clock::now();
         world.begin_life(match end {
             End::KilledAt(event) => Some(event),
-            End::KilledAfter(_) | End::Stopped(_) | End::Drained => None,
+            End::KilledAfter(_) | End::Stopped(_) | End::Ended(..) | End::Drained => None,
         });
         blocking::simulate_disk(Some(world.clone()));
         tokio::select! {
             biased;
             () = world.killed() => {}
-            () = daemon(world, config, end) => {}
+            () = daemon(world, machine, loaded, end) => {}
         }
         began.elapsed()
     });
@@ -136,7 +163,8 @@ fn live(world: &Arc<World>, config: &Arc<Config>, end: End) {
     world.end_life(lived, pause);
 }
 
-async fn daemon(world: &Arc<World>, config: &Arc<Config>, end: End) {
+async fn daemon(world: &Arc<World>, machine: Machine, loaded: &Loaded, end: End) {
+    let config = Arc::new(loaded.config.clone());
     let store = match Store::open(&config.home.journal()) {
         Ok(store) => store,
         Err(error) => return world.lock().violation(format!("the journal does not open: {error}")),
@@ -153,7 +181,11 @@ async fn daemon(world: &Arc<World>, config: &Arc<Config>, end: End) {
         Err(error) => return world.lock().violation(format!("the daemon does not start: {error}")),
     };
     let service: Arc<dyn Service> = daemon.core.clone();
+    let home = config.home.path().to_owned();
+    let read = Arc::new(move || plan::read(&home));
+    daemon.core.read_anew_from(Source { first: loaded.clone(), read, followers: Vec::new() });
     clients::come(world, &service);
+    operators::come(world, &service, daemon.context.config.clone(), machine, end == End::Drained);
     let (context, pool) = (daemon.context.clone(), daemon.context.pool.clone());
     let (watching, sinks) = (world.clone(), world.clone());
     tokio::spawn(async move {
@@ -174,7 +206,18 @@ async fn daemon(world: &Arc<World>, config: &Arc<Config>, end: End) {
     world.lock().stopping = true;
     match end {
         End::Stopped(_) => daemon.stop().await,
+        End::Ended(_, cut) => {
+            if let Some(after) = cut {
+                world.kill_at(after);
+            }
+            daemon.drain(pending::<()>()).await;
+            daemon.stop().await;
+        }
         End::Drained => {
+            let why = daemon.drain(pending::<()>()).await;
+            if why != DRAINED {
+                world.lock().violation(format!("with nothing to do it ended its drain so: {why}"));
+            }
             daemon.stop().await;
             let inner = world.lock();
             let left: Vec<String> = inner.vms.keys().cloned().collect();
@@ -205,11 +248,11 @@ async fn until(world: &Arc<World>, daemon: &BuildContext, end: End) {
     match end {
         End::KilledAt(_) => {
             // Where the events run out, it is killed when it has nothing to do.
-            if timeout(DRAINED_WITHIN, drained(world, daemon)).await.is_err() {
+            if timeout(IDLE_MAX, drained(world, daemon)).await.is_err() {
                 world.lock().note("not drained, and killed".into());
             }
         }
-        End::KilledAfter(time) | End::Stopped(time) => sleep(time).await,
+        End::KilledAfter(time) | End::Stopped(time) | End::Ended(time, _) => sleep(time).await,
         End::Drained => {
             if timeout(DRAINED_WITHIN, drained(world, daemon)).await.is_err() {
                 let why = verdict::left_to_do(world, daemon).await.unwrap_or_default();
@@ -221,7 +264,7 @@ async fn until(world: &Arc<World>, daemon: &BuildContext, end: End) {
 
 async fn drained(world: &Arc<World>, daemon: &BuildContext) {
     while verdict::left_to_do(world, daemon).await.is_some() {
-        sleep(Duration::from_secs(7)).await;
+        sleep(LOOK_EVERY).await;
     }
 }
 

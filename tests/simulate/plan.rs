@@ -1,13 +1,12 @@
 //! What a seed asks of a daemon: its configuration, the builds and when they come, and how each life ends.
 
 use std::fmt::Write as _;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use preheat::config::file::Env;
-use preheat::config::load::{Inputs, load};
-use preheat::config::{Config, Home};
+use preheat::config::load::{self, Inputs};
+use preheat::config::{Home, Loaded, Mistakes};
 
 use crate::dice::Dice;
 
@@ -33,9 +32,14 @@ pub struct Job {
     pub retries: u16,
     /// Cancelled so long after it was accepted.
     pub cancel: Option<Duration>,
+    /// The value of its `TOKEN`.
+    pub secret: Option<String>,
     /// Somebody follows its log.
     pub followed: bool,
 }
+
+/// What each secret begins with, and nothing else.
+pub const SECRET: &str = "s3cret-";
 
 /// The glob that no guest has a file for.
 pub const MISSING: &str = "missing.bin";
@@ -52,7 +56,8 @@ pub fn jobs(dice: &mut Dice, settings: Settings) -> Vec<Job> {
 }
 
 fn job(dice: &mut Dice, number: u64, arrives: Duration) -> Job {
-    let steps = (0..dice.between(1, 3)).map(|_| step(dice)).collect();
+    let secret = dice.chance(0.2).then(|| format!("{SECRET}{number}-{:x}", dice.roll()));
+    let steps = (0..dice.between(1, 3)).map(|_| step(dice, secret.is_some())).collect();
     let mut artifacts: Vec<String> = Vec::new();
     if dice.chance(0.6) {
         artifacts.push("app.ipa".into());
@@ -68,14 +73,18 @@ fn job(dice: &mut Dice, number: u64, arrives: Duration) -> Job {
         artifacts,
         retries: dice.pick(&[0, 1, 2, 2, 3, 5]),
         cancel: dice.chance(0.06).then(|| dice.millis(0, 90_000)),
+        secret,
         followed: dice.chance(0.3),
     }
 }
 
-fn step(dice: &mut Dice) -> (String, Duration) {
+fn step(dice: &mut Dice, secret: bool) -> (String, Duration) {
     let mut command = String::new();
     for line in 0..dice.between(0, 4) {
         write!(command, "echo line {line} {}; ", dice.between(0, 999)).expect("a string");
+        if secret && dice.chance(0.5) {
+            command.push_str("echo it is $TOKEN, of all words; ");
+        }
         if dice.chance(0.6) {
             write!(command, "sleep {}; ", dice.between(1, 20_000)).expect("a string");
         }
@@ -89,35 +98,56 @@ fn step(dice: &mut Dice) -> (String, Duration) {
     (command, timeout)
 }
 
-/// A configuration as an operator would write it.
-pub fn config(dice: &mut Dice, home: &Path) -> Arc<Config> {
+/// What no operator changes: VMs of the host, and of its pools.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    pub vms: u64,
+    linux: u64,
+    mac: u64,
+}
+
+pub const MACOS_GUESTS: usize = 2;
+
+pub fn machine(dice: &mut Dice) -> Machine {
     let (linux, mac) = (dice.between(1, 3), dice.between(1, 2));
-    let (linux_warm, mac_warm) = (dice.between(0, linux), dice.between(0, mac));
-    let vms = dice.between((linux_warm + mac_warm).max(1), linux + mac);
+    Machine { vms: dice.between(1, linux + mac), linux, mac }
+}
+
+/// A configuration as an operator would write it.
+pub fn config(dice: &mut Dice, machine: Machine) -> String {
+    let Machine { vms, linux, mac } = machine;
+    let (linux, mac) = (dice.between(1, linux), dice.between(1, mac));
+    let linux_warm = dice.between(0, linux.min(vms));
+    let mac_warm = dice.between(0, mac.min(vms - linux_warm));
     let warmup = if dice.chance(0.3) { "warmup = \"echo warm\"" } else { "" };
-    let text = format!(
-        "[host]\nvms = {vms}\nmacos_guests = 2\nbuilds_max = {builds}\ndisk_free_min = \"64 MiB\"\ndisk_free_low = \"0 B\"\n\
+    format!(
+        "[host]\nvms = {vms}\nmacos_guests = {MACOS_GUESTS}\nbuilds_max = {builds}\n\
+         disk_free_min = \"64 MiB\"\ndisk_free_low = \"0 B\"\n\
+         [stop]\ndrain_timeout = \"{drain}s\"\n\
          [builds]\nkeep = 100000\n\
          [pool.linux]\nimage = \"linux\"\nwarm = {linux_warm}\nmax = {linux}\n{warmup}\n\
          [pool.mac]\nimage = \"macos\"\nwarm = {mac_warm}\nmax = {mac}\nmax_age = \"{age}s\"\n\
          [[upload]]\nname = \"share\"\nkind = \"folder\"\npath = \"/nonexistent/share\"\n\
          [[upload]]\nname = \"store\"\nkind = \"folder\"\npath = \"/nonexistent/store\"\n",
         builds = dice.pick(&[5, 20, 1000]),
+        drain = dice.pick(&[1, 10, 1200]),
         age = dice.pick(&[120, 600, 43_200]),
-    );
-    let file = home.join("preheat.toml");
-    std::fs::write(&file, text).expect("written");
-    let inputs = Inputs {
+    )
+}
+
+/// Where an operator writes it.
+pub fn file(home: &Path) -> PathBuf {
+    home.join("preheat.toml")
+}
+
+/// Reads it as the daemon does.
+pub fn read(home: &Path) -> Result<Loaded, Mistakes> {
+    load::load(&Inputs {
         home: Home::new(home.to_owned()),
-        file: Some(file),
+        file: Some(file(home)),
         hostname: String::new(),
         env: Env::from_iter([("HOME", home.as_os_str())]),
-    };
-    let config = load(&inputs).unwrap_or_else(|mistakes| panic!("{mistakes:?}")).config;
-    for folder in [config.home.spool(), config.home.builds()] {
-        std::fs::create_dir_all(folder).expect("a folder");
-    }
-    Arc::new(config)
+    })
 }
 
 /// How a life of the daemon ends.
@@ -129,6 +159,8 @@ pub enum End {
     KilledAfter(Duration),
     /// It is told to stop after so long.
     Stopped(Duration),
+    /// It is told to end after so long, drains and stops; some are killed so many events later.
+    Ended(Duration, Option<u64>),
     /// When nothing is left to do.
     Drained,
 }
@@ -139,6 +171,10 @@ pub fn lives(dice: &mut Dice) -> Vec<End> {
     for _ in 0..dice.between(0, 6) {
         ends.push(match dice.between(0, 9) {
             0 => End::Stopped(dice.millis(0, 300_000)),
+            3 => {
+                let cut = dice.chance(0.5).then(|| dice.between(1, 100));
+                End::Ended(dice.millis(0, 300_000), cut)
+            }
             1 => End::KilledAfter(dice.millis(0, 600_000)),
             2 => End::KilledAt(dice.between(1, 60)),
             _ => End::KilledAt(dice.between(1, 2500)),

@@ -18,6 +18,7 @@ pub struct Sum {
     stops: u64,
     jumps: u64,
     pub adopted: u64,
+    pub orders: BTreeMap<&'static str, u64>,
     took: Duration,
     pub failed: u64,
     /// The same for the same seeds.
@@ -38,6 +39,9 @@ impl Sum {
         self.stops += outcome.stops;
         self.jumps += outcome.jumps;
         self.adopted += outcome.adopted;
+        for (order, count) in &outcome.orders {
+            *self.orders.entry(order).or_default() += count;
+        }
         self.took += outcome.took;
         self.fingerprint ^= outcome.fingerprint;
         self.failed += u64::from(outcome.broken.is_some());
@@ -67,6 +71,7 @@ impl fmt::Display for Sum {
             f,
             "{faults} faults, {kills} kills, {stops} stops, {jumps} jumps of the clock, {adopted} VMs adopted"
         )?;
+        writeln!(f, "orders of operators: {:?}", self.orders)?;
         write!(
             f,
             "{days} days of the world's time; {} seeds ({:016x}), {} failed",

@@ -1,11 +1,13 @@
 //! What must have come of everything: of the journal after each life, and of all of it at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use preheat::api::wire::LogLine;
 use preheat::build::actor::{BuildContext, log_path};
+use preheat::build::redact::MASK;
 use preheat::build::spec::BuildResult;
 use preheat::config::Config;
 use preheat::ids::RunId;
@@ -14,6 +16,7 @@ use preheat::store::BuildRecord;
 use rusqlite::Connection;
 
 use crate::life::FOREIGN;
+use crate::plan::SECRET;
 use crate::world::{Inner, Sent, Vm, World};
 
 /// The first thing that is still to be done, or `None`.
@@ -28,6 +31,9 @@ pub async fn left_to_do(world: &Arc<World>, daemon: &BuildContext) -> Option<Str
     };
     if let Some(job) = to_come {
         return Some(format!("{job} is not accepted"));
+    }
+    if world.lock().operated {
+        return Some("an operator is not done".into());
     }
     let unfinished = daemon.store.unfinished().await.expect("the journal reads");
     if let Some(first) = unfinished.first() {
@@ -98,6 +104,18 @@ pub fn of_journal(world: &mut Inner, config: &Config) {
                 world.results.insert(id, now);
             }
             (Some(_) | None, _) => {}
+        }
+    }
+}
+
+/// No secret lies anywhere.
+pub fn of_files(world: &mut Inner, folder: &Path) {
+    for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry")) {
+        let path = entry.path();
+        if entry.file_type().expect("a type").is_dir() {
+            of_files(world, &path);
+        } else if String::from_utf8_lossy(&std::fs::read(&path).expect("a file")).contains(SECRET) {
+            world.violation(format!("a secret is in {}", path.display()));
         }
     }
 }
@@ -193,24 +211,30 @@ fn whole_log(
     record: &BuildRecord,
     result: BuildResult,
 ) -> Result<(), String> {
+    let client = world.jobs.iter().find(|client| client.job.project == record.spec.project);
+    let client = client.ok_or("nobody asked for it")?;
     let path = log_path(config, record.id);
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<LogLine> = text
         .lines()
         .map(|line| serde_json::from_str(line).map_err(|e| format!("`{line}`: {e}")))
         .collect::<Result<_, _>>()?;
-    let mut runs: BTreeMap<&RunId, Vec<(u64, &str)>> = BTreeMap::new();
+    let masked = |text: &str| match &client.job.secret {
+        Some(secret) => text.replace(secret, MASK),
+        None => text.to_owned(),
+    };
+    let mut runs: BTreeMap<&RunId, Vec<(u64, String)>> = BTreeMap::new();
     for (expected, line) in (1..).zip(&lines) {
         if line.n != expected {
             return Err(format!("line {} comes where {expected} should", line.n));
         }
         if let (Some(run), Some(end)) = (&line.run, line.end) {
-            runs.entry(run).or_default().push((end, &line.text));
+            runs.entry(run).or_default().push((end, line.text.clone()));
         }
     }
     for (id, seen) in &runs {
         let run = vms(world).find_map(|vm| vm.runs.get(id)).ok_or("it has lines of no run")?;
-        let printed = run.lines.iter().map(|(_, line)| (line.end, line.text.as_str()));
+        let printed = run.lines.iter().map(|(_, line)| (line.end, masked(&line.text)));
         let printed: Vec<_> = printed.take(seen.len()).collect();
         if printed != *seen {
             return Err(format!("a run printed {printed:?}, and it has {seen:?}"));

@@ -51,6 +51,14 @@ pub struct Inner {
     /// Results as the journal had them first.
     pub results: BTreeMap<u64, (String, Option<String>)>,
     pub sinks_down_until: Duration,
+    /// The configuration's file, as it was last without a mistake.
+    pub config: String,
+    /// Whether the daemon said that it is drained. `None`: it did not get to it.
+    pub drained: Option<bool>,
+    /// An operator has something in mind yet.
+    pub operated: bool,
+    /// Orders of operators, by their outcome.
+    pub orders: BTreeMap<&'static str, u64>,
     pub counts: BTreeMap<(Step, &'static str), u64>,
     pub jumps: u64,
     pub adopted: u64,
@@ -129,7 +137,7 @@ pub struct Received {
 }
 
 impl World {
-    pub fn new(dice: Dice, settings: Settings, bounds: Bounds, jobs: Vec<Job>) -> Self {
+    pub fn new(dice: Dice, settings: Settings, bounds: Bounds, jobs: Vec<Job>, config: String) -> Self {
         let client = |job| Client { job, state: Sent::No, cancelled: false };
         let inner = Inner {
             dice,
@@ -141,6 +149,10 @@ impl World {
             received: BTreeMap::new(),
             results: BTreeMap::new(),
             sinks_down_until: Duration::ZERO,
+            config,
+            drained: Some(false),
+            operated: false,
+            orders: BTreeMap::new(),
             counts: BTreeMap::new(),
             jumps: 0,
             adopted: 0,
@@ -194,6 +206,12 @@ impl World {
     pub fn kill(&self) {
         self.lock().die();
         self.killed.notify_one();
+    }
+
+    /// Kills the daemon in the middle of an event to come.
+    pub fn kill_at(&self, after: u64) {
+        let mut inner = self.lock();
+        inner.kill_at = Some(inner.events + after);
     }
 
     /// Resolves when the daemon was killed.
@@ -485,8 +503,8 @@ impl Vm {
 }
 
 impl Run {
-    /// A small shell: `echo TEXT`, `sleep MILLISECONDS`, `exit CODE`, separated by `;`.
-    pub fn of(command: &str, began: Duration) -> Self {
+    /// A small shell: `echo TEXT`, `sleep MILLISECONDS`, `exit CODE`, separated by `;`. It knows the variable `TOKEN`.
+    pub fn of(command: &str, token: Option<&str>, began: Duration) -> Self {
         let mut run = Self {
             command: command.to_owned(),
             began,
@@ -500,9 +518,9 @@ impl Run {
             let (verb, rest) = part.split_once(' ').unwrap_or((part, ""));
             match verb {
                 "echo" => {
-                    end += rest.len() as u64 + 1;
-                    let line = Line { stream: Stream::Out, text: rest.to_owned(), end, split: false };
-                    run.lines.push((run.takes, line));
+                    let text = rest.replace("$TOKEN", token.unwrap_or_default());
+                    end += text.len() as u64 + 1;
+                    run.lines.push((run.takes, Line { stream: Stream::Out, text, end, split: false }));
                 }
                 "sleep" => run.takes += Duration::from_millis(rest.parse().unwrap_or(0)),
                 "exit" => {
