@@ -197,11 +197,12 @@ fn each_verb_that_hangs_is_killed_in_its_time_and_the_pool_comes_back() {
     assert!(runs.iter().all(|(pid, _)| alive.contains(&pid.as_raw().cast_unsigned())), "{runs:?}");
 
     for verb in AT_A_START {
-        house.whole();
+        let orphan = house.whole().remove(0).name;
         house.end(Signal::SIGKILL);
         house.faults(&hangs(verb));
         house.start();
         gets_over(&house, verb, 0.0);
+        until("the janitor's next round", || (!house.listed().contains(&orphan)).then_some(()));
     }
     let (build, _) = house.run(&[&tiny(house.dir()), "--pool", "linux", "--step", "echo fine"]);
     assert_eq!(build.attempt, 1, "{build:?}");

@@ -530,7 +530,7 @@ impl Drop for House {
             kill(*pid, Signal::SIGKILL).ok();
         }
         if !failed {
-            assert!(left.is_empty() || !running, "the daemon left behind: {left:#?}");
+            assert!(left.is_empty() || !running, "the daemon left behind: {left:#?}\n{}", self.said());
             assert_eq!(ended, Some(0), "{}", self.said());
         }
     }
