@@ -33,6 +33,9 @@ const READ_TIME_MIN: Duration = Duration::from_secs(10);
 /// Taking artifacts out gets this long even when the build's own time is nearly over.
 const ARTIFACTS_TIME_MIN: Duration = Duration::from_secs(60);
 
+/// The exit codes of a step that was ended by TERM or KILL, as a shell tells them.
+const ENDED_BY_US: [i32; 2] = [143, 137];
+
 /// Everything that an attempt needs.
 pub struct Work {
     pub spec: BuildSpec,
@@ -252,10 +255,21 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         let running = work.channel.attach(&run, position, bounds, sender, work.cancel.clone());
         let (ended, ()) = tokio::join!(running, copy(work, step, &run, lines));
         match ended? {
+            Some(ended) if was_out_of_time(ended, left, work.cancel.is_cancelled()) => Ok(Ended::TimedOut),
             Some(ended) => Ok(ended),
             // The crash came between the journal and the guest.
             None => self.run_step(index, step, failed, None).await,
         }
+    }
+}
+
+/// Whether an earlier daemon ended the run because its time was over, and did not live to say so. A cancel would be in the
+/// journal.
+fn was_out_of_time(ended: Ended, left: Duration, cancelled: bool) -> bool {
+    match ended {
+        Ended::Exited(code) => left.is_zero() && ENDED_BY_US.contains(&code),
+        Ended::Cancelled => !cancelled,
+        Ended::TimedOut => false,
     }
 }
 
@@ -380,5 +394,21 @@ async fn remove_folder(path: &Path) -> std::io::Result<()> {
     match blocking::io(move || std::fs::remove_dir_all(path)).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_an_earlier_daemon_ended_is_out_of_time_and_no_failure_of_its_own() {
+        let (none, some) = (Duration::ZERO, Duration::from_secs(1));
+        assert!(was_out_of_time(Ended::Exited(143), none, false));
+        assert!(was_out_of_time(Ended::Exited(137), none, false));
+        assert!(was_out_of_time(Ended::Cancelled, some, false));
+        assert!(!was_out_of_time(Ended::Exited(137), some, false), "it had time left: it was its own end");
+        assert!(!was_out_of_time(Ended::Exited(1), none, false), "it ended by itself, while nobody listened");
+        assert!(!was_out_of_time(Ended::Cancelled, none, true));
     }
 }

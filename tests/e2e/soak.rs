@@ -270,8 +270,9 @@ impl Soak {
             tally.attempts += usize::from(view.attempt);
             assert_eq!(result, kind.result(), "{kind:?} {view:?}\n{log:#?}");
             one_honest_log(id, kind, &view, &log);
-            tally.reattached +=
-                usize::from(log.iter().any(|l| l.stream == LogStream::Sys && l.text.contains("the build goes on in")));
+            tally.reattached += usize::from(
+                log.iter().any(|l| l.stream == LogStream::Sys && l.text.contains("the build goes on in")),
+            );
             delivered_once(&self.share.join(id.to_string()), &view, kind);
         }
     }
