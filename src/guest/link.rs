@@ -14,11 +14,12 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Target;
 use super::connection::{Connection, connect};
+use super::wire::LOSS_SHOWS;
+use super::{TakeError, Target};
 use crate::clock::{Deadline, now};
 use crate::ids::RunId;
 use crate::runtime::{Fault, Reason};
@@ -106,7 +107,7 @@ impl Link {
 
     /// Does something that is whole or nothing, and does it again when its connection is lost. `doing` is told how often
     /// it was begun before.
-    pub(super) async fn whole<'a, T, E: From<Fault>>(
+    pub(super) async fn whole<'a, T, E: From<Fault> + OfTheWay>(
         &self,
         doing: impl Fn(Arc<Connection>, usize) -> BoxFuture<'a, Result<T, E>>,
     ) -> Result<T, E> {
@@ -115,7 +116,7 @@ impl Link {
             loop {
                 let connection = self.up(lost.as_ref()).await?;
                 match doing(connection.clone(), before).await {
-                    Err(_) if connection.wire.is_lost() && before + 1 < TRIES_MAX => {}
+                    Err(error) if before + 1 < TRIES_MAX && is_loss(&error, &connection).await => {}
                     done @ (Ok(_) | Err(_)) => return done,
                 }
                 (lost, before) = (Some(connection), before + 1);
@@ -135,6 +136,30 @@ impl Link {
         let late = |_| Err(Fault::new(Reason::ProbeFailed, "probe", format!("no answer within {limit:?}")));
         timeout_at(deadline.instant(), answered).await.unwrap_or_else(late)
     }
+}
+
+/// An error that may be the way's and not the work's.
+pub(super) trait OfTheWay {
+    /// Whether it may be.
+    fn of_the_way(&self) -> bool;
+}
+
+impl OfTheWay for Fault {
+    fn of_the_way(&self) -> bool {
+        true
+    }
+}
+
+impl OfTheWay for TakeError {
+    fn of_the_way(&self) -> bool {
+        matches!(self, Self::Guest(_))
+    }
+}
+
+/// Whether the connection is what failed. A stream that ends early may tell before the connection's own end does.
+async fn is_loss(error: &impl OfTheWay, connection: &Connection) -> bool {
+    connection.wire.is_lost()
+        || (error.of_the_way() && timeout(LOSS_SHOWS, connection.wire.lost()).await.is_ok())
 }
 
 fn closed() -> Fault {

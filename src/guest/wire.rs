@@ -22,7 +22,7 @@ const REFUSED_LIMIT: Duration = Duration::from_secs(5);
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 
 /// After a command's streams broke: how long its cause, the loss of the connection, may take to show.
-const LOSS_SHOWS: Duration = Duration::from_secs(1);
+pub(super) const LOSS_SHOWS: Duration = Duration::from_secs(1);
 
 /// What opens commands.
 #[derive(Debug, Clone)]
