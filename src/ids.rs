@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,10 +24,11 @@ pub enum BadName {
     Characters(String),
 }
 
-/// A pool's name: a letter, then letters, digits and single hyphens; at most [`POOL_NAME_BYTES_MAX`] bytes.
+/// A pool's name: a letter, then letters, digits and single hyphens; at most [`POOL_NAME_BYTES_MAX`] bytes. It is part of
+/// every VM's name, so copies share its text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct PoolName(String);
+pub struct PoolName(Arc<str>);
 
 impl PoolName {
     /// The name as text.
@@ -50,7 +52,7 @@ impl FromStr for PoolName {
         if !letters || !starts || s.ends_with('-') || s.contains("--") {
             return Err(BadName::Characters(s.to_owned()));
         }
-        Ok(Self(s.to_owned()))
+        Ok(Self(s.into()))
     }
 }
 
@@ -63,7 +65,7 @@ impl TryFrom<String> for PoolName {
 
 impl From<PoolName> for String {
     fn from(name: PoolName) -> String {
-        name.0
+        name.0.as_ref().to_owned()
     }
 }
 

@@ -11,10 +11,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::breaker::Verdict;
 use super::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
-use super::ledger::{Adoption, Drain, Ledger, Stage, VmRow, Waiting};
+use super::ledger::{Adoption, Changes, Drain, Ledger, Stage, VmRow, Waiting};
 use super::policy::{self, Decision};
 use super::recipe::recipe;
-use super::snapshot::{self, PoolSnapshot};
+use super::snapshot::{PoolSnapshot, Publisher};
 use crate::blocking;
 use crate::clock::{self, Instant, UnixMillis};
 use crate::config::{Config, Pool};
@@ -111,7 +111,7 @@ pub struct PoolBooks {
     stop: Vec<RpcReplyPort<()>>,
     /// Answered with the next snapshot.
     published: Vec<RpcReplyPort<()>>,
-    generation: u64,
+    publisher: Publisher,
 }
 
 impl Actor for PoolManager {
@@ -141,7 +141,7 @@ impl Actor for PoolManager {
             timer: None,
             stop: Vec::new(),
             published: Vec::new(),
-            generation: 0,
+            publisher: Publisher::default(),
         };
         books.adopt_all(&me).await?;
         Ok(books)
@@ -200,7 +200,7 @@ impl PoolBooks {
             }
             PoolMessage::Claim { build, pool, since, lessee } => {
                 self.lessees.insert(build, lessee);
-                self.ledger.reclaim(Waiting { build, pool, since, asked: clock::now() });
+                self.ledger.claim(Waiting { build, pool, since, asked: clock::now() });
             }
             PoolMessage::Withdraw(build) => {
                 self.ledger.withdraw(build);
@@ -216,7 +216,7 @@ impl PoolBooks {
             PoolMessage::Return { vm, build } => self.returned(&vm, build),
             PoolMessage::Vm(vm, report) => self.vm_reported(me, &vm, report),
             PoolMessage::RetryQuarantined(vm) => {
-                let lost = self.ledger.vms.get(&vm).filter(|row| row.stage == Stage::Lost);
+                let lost = self.ledger.vm(&vm).filter(|row| row.stage == Stage::Lost);
                 lost.iter().for_each(|row| self.command(&row.name, VmCommand::Remove(RetireReason::Failed)));
             }
             PoolMessage::Vanished(vm) => self.command(&vm, VmCommand::Vanished),
@@ -271,11 +271,7 @@ impl PoolBooks {
                 let moved = self.ledger.prepared(vm);
                 expect(moved, vm, "prepared");
             }
-            VmReport::Started { pid } => {
-                if let Some(row) = self.ledger.vms.get_mut(vm) {
-                    row.pid = pid;
-                }
-            }
+            VmReport::Started { pid } => self.ledger.note_pid(vm, pid),
             VmReport::Warm { channel, address } => self.warmed(vm, channel, address),
             VmReport::Adopted { channel, address } => self.adopted(me, vm, channel, address),
             VmReport::Healthy => {
@@ -307,9 +303,7 @@ impl PoolBooks {
             return;
         }
         self.channels.insert(vm.clone(), channel);
-        if let Some(row) = self.ledger.vms.get_mut(vm) {
-            row.address = Some(address);
-        }
+        self.ledger.note_address(vm, address);
         self.trouble(&vm.pool, |trouble| trouble.warmed());
     }
 
@@ -338,10 +332,9 @@ impl PoolBooks {
         channel: Arc<dyn Channel>,
         address: std::net::IpAddr,
     ) {
-        let Some(row) = self.ledger.vms.get_mut(vm) else { return };
-        row.address = Some(address);
+        self.ledger.note_address(vm, address);
         // Without its build it is on its way out.
-        if let Stage::Leased(build) = row.stage {
+        if let Some(&VmRow { stage: Stage::Leased(build), .. }) = self.ledger.vm(vm) {
             self.channels.insert(vm.clone(), channel);
             VmAdopted { build, vm, result: AdoptionEnd::Adopted, why: "" }.emit();
             self.hand_over(me, build);
@@ -429,7 +422,7 @@ impl PoolBooks {
     /// macOS refused a macOS guest: what does run is all that fits for now.
     fn refused(&mut self, vm: &VmName, fault: &Fault) {
         let runs = |row: &&VmRow| matches!(row.stage, Stage::Booting | Stage::Warm | Stage::Leased(_));
-        let others = self.ledger.vms.values().filter(runs).map(|row| &row.name);
+        let others = self.ledger.vms().values().filter(runs).map(|row| &row.name);
         let others = others.filter(|name| *name != vm && self.ledger.is_macos(name));
         let ours = others.map(ToString::to_string).collect();
         let max = self.ledger.host.macos_guests_max();
@@ -467,7 +460,7 @@ impl PoolBooks {
         }
         self.shapes.extend(config.pools.clone());
         self.args.config = config;
-        for row in self.ledger.vms.values() {
+        for row in self.ledger.vms().values() {
             let current =
                 self.ledger.pools.get(&row.name.pool).is_some_and(|pool| pool.edition == row.edition);
             let (Some(recipe), Some(handle)) = (self.recipe(&row.name), self.handles.get(&row.name)) else {
@@ -521,7 +514,7 @@ impl PoolBooks {
         self.ledger.stopping = true;
         self.images_asked.clear();
         self.stop.push(reply);
-        let names: Vec<VmName> = self.ledger.vms.keys().cloned().collect();
+        let names: Vec<VmName> = self.ledger.vms().keys().cloned().collect();
         for vm in names {
             self.remove(&vm, RetireReason::Stopping);
         }
@@ -540,14 +533,15 @@ impl PoolBooks {
         self.look_at_images(me, now);
         self.ledger.forget_closed();
         self.shapes.retain(|pool, _| self.ledger.pools.contains_key(pool));
-        self.ledger.audit()?;
-        self.publish(now);
+        let changes = self.ledger.take_changes();
+        self.ledger.audit_changes(&changes)?;
+        self.publish(&changes, now);
         for reply in self.published.drain(..) {
             reply.send(()).ok();
         }
         self.arm(me, now);
-        let busy = self.ledger.vms.values().any(|vm| vm.state != VmStateName::Quarantined);
-        if self.ledger.stopping && !busy {
+        let busy = |vm: &VmRow| vm.state != VmStateName::Quarantined;
+        if self.ledger.stopping && !self.ledger.vms().values().any(busy) {
             for reply in self.stop.drain(..) {
                 reply.send(()).ok();
             }
@@ -640,7 +634,7 @@ impl PoolBooks {
         let Some(vm) = found.map(|(vm, _)| vm.clone()) else { return };
         self.handles.remove(&vm);
         self.channels.remove(&vm);
-        if !self.ledger.vms.contains_key(&vm) {
+        if !self.ledger.vms().contains_key(&vm) {
             return;
         }
         ActorRestarted { actor: "vm", why }.emit();
@@ -652,9 +646,9 @@ impl PoolBooks {
         }
     }
 
-    fn publish(&mut self, now: Instant) {
-        self.generation += 1;
-        let snapshot = snapshot::of(&self.ledger, &self.args.config, self.generation, now, UnixMillis::now());
+    fn publish(&mut self, changes: &Changes, now: Instant) {
+        let (ledger, config) = (&self.ledger, &self.args.config);
+        let snapshot = self.publisher.publish(ledger, changes, config, now, UnixMillis::now());
         self.args.publish.send_replace(Arc::new(snapshot));
     }
 

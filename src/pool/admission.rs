@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ledger::{Drain, HostFull, Ledger, Stage};
+use super::ledger::{Drain, HostFull, Ledger, Standing};
 use crate::clock::Instant;
 use crate::ids::BuildId;
 
@@ -67,12 +67,50 @@ impl fmt::Display for Wait {
     }
 }
 
+/// What the builds of one pool wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waits {
+    pool: String,
+    /// All of them for the same.
+    all: Option<Wait>,
+    /// VMs that come up, or are about to be given: so many of the first wait for one.
+    coming: usize,
+    /// The first one, where none comes up.
+    first: Wait,
+}
+
+impl Waits {
+    /// What the build waits for that so many others of its pool are before.
+    pub fn behind(&self, ahead: usize) -> Wait {
+        let pool = || self.pool.clone();
+        match &self.all {
+            Some(wait) => wait.clone(),
+            None if self.coming > ahead => Wait::Booting { pool: pool() },
+            None if ahead > 0 => Wait::Ahead { pool: pool(), ahead },
+            None => self.first.clone(),
+        }
+    }
+}
+
+/// What the builds of a pool wait for.
+pub fn waits(ledger: &Ledger, pool: Standing<'_>, now: Instant) -> Waits {
+    Waits {
+        pool: pool.name.to_string(),
+        all: for_all(ledger, pool, now),
+        coming: pool.tally.up(),
+        first: for_first(ledger, pool, now),
+    }
+}
+
 /// What `build` waits for; `None` when it does not wait.
 pub fn waits_for(ledger: &Ledger, build: BuildId, now: Instant) -> Option<Wait> {
-    let at = ledger.waiting.iter().position(|w| w.build == build)?;
-    let name = &ledger.waiting[at].pool;
-    let row = ledger.pools.get(name)?;
-    let pool = name.to_string();
+    let ahead = ledger.waiting().ahead(build)?;
+    let pool = ledger.standing(&ledger.waiting().get(build)?.pool)?;
+    Some(waits(ledger, pool, now).behind(ahead))
+}
+
+fn for_all(ledger: &Ledger, pool: Standing<'_>, now: Instant) -> Option<Wait> {
+    let seconds = |next_try: Instant| next_try.saturating_duration_since(now).as_secs();
     if ledger.stopping {
         return Some(Wait::Stopping);
     }
@@ -85,41 +123,32 @@ pub fn waits_for(ledger: &Ledger, build: BuildId, now: Instant) -> Option<Wait> 
         return Some(Wait::HostTrouble {
             fault: opened.fault.to_string(),
             hint: opened.fault.reason.hint(),
-            seconds: opened.next_try.saturating_duration_since(now).as_secs(),
+            seconds: seconds(opened.next_try),
         });
     }
-    if let Some(trouble) = row.trouble.current() {
-        let seconds = trouble.next_try.saturating_duration_since(now).as_secs();
-        return Some(Wait::Trouble { pool, fault: trouble.fault.to_string(), seconds });
+    let name = pool.name.to_string();
+    if let Some(trouble) = pool.row.trouble.current() {
+        let (fault, seconds) = (trouble.fault.to_string(), seconds(trouble.next_try));
+        return Some(Wait::Trouble { pool: name, fault, seconds });
     }
-    if row.image.is_none() {
-        return Some(Wait::Image { pool });
-    }
-    let ahead = ledger.waiting.iter().take(at).filter(|w| w.pool == *name).count();
-    let coming = |stage: Stage| matches!(stage, Stage::Booting | Stage::Warm);
-    if ledger.of(name).filter(|vm| coming(vm.stage)).count() > ahead {
-        return Some(Wait::Booting { pool });
-    }
-    if ahead > 0 {
-        return Some(Wait::Ahead { pool, ahead });
-    }
-    let running = ledger.of(name).filter(|vm| vm.holds_permit()).count();
-    if running >= usize::from(row.max) {
-        return Some(Wait::SlotsBusy { pool, max: row.max });
+    pool.row.image.is_none().then_some(Wait::Image { pool: name })
+}
+
+fn for_first(ledger: &Ledger, pool: Standing<'_>, now: Instant) -> Wait {
+    let (name, row) = (pool.name.to_string(), pool.row);
+    if pool.tally.counts.permits >= usize::from(row.max) {
+        return Wait::SlotsBusy { pool: name, max: row.max };
     }
     let met = ledger.limit.met().filter(|_| row.load().macos_guests > 0);
     if let Some(met) = met.filter(|_| !ledger.limit.allows(ledger.host.macos_guests_used(), now)) {
-        return Some(Wait::MacosLimit {
+        return Wait::MacosLimit {
             fault: met.fault.to_string(),
             hint: met.fault.reason.hint(),
             seconds: met.next_try.saturating_duration_since(now).as_secs(),
-        });
+        };
     }
     if let Err(full) = ledger.host.fits(row.load()) {
-        return Some(Wait::Host(full));
+        return Wait::Host(full);
     }
-    if ledger.disk_low {
-        return Some(Wait::DiskLow);
-    }
-    Some(Wait::Booting { pool })
+    if ledger.disk_low { Wait::DiskLow } else { Wait::Booting { pool: name } }
 }

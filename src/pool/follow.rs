@@ -29,8 +29,10 @@ impl Ledger {
                 (row.warm, row.max, row.closed) = (0, 0, true);
             }
         }
-        let homeless = self.waiting.iter().filter(|w| !self.is_open(&w.pool)).map(|w| w.build).collect();
-        self.waiting.retain(|w| self.pools.get(&w.pool).is_some_and(|row| !row.closed));
+        self.count_again();
+        let homeless = self.waiting().iter().filter(|w| !self.is_open(&w.pool)).map(|w| w.build);
+        let homeless: Vec<BuildId> = homeless.collect();
+        homeless.iter().for_each(|build| self.withdraw(*build));
         self.forget_closed();
         homeless
     }
@@ -38,11 +40,5 @@ impl Ledger {
     /// Whether builds can wait for the pool.
     pub fn is_open(&self, pool: &PoolName) -> bool {
         self.pools.get(pool).is_some_and(|row| !row.closed)
-    }
-
-    /// Closed pools go with their last VM.
-    pub fn forget_closed(&mut self) {
-        let vms = &self.vms;
-        self.pools.retain(|name, row| !row.closed || vms.keys().any(|vm| vm.pool == *name));
     }
 }

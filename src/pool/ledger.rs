@@ -17,9 +17,22 @@
 //!
 //! A permit is a token: it is made by [`Host::take`], moved, and given back once. `Lost` keeps the permit when the guest
 //! may still be alive: lost capacity is counted as lost.
+//!
+//! A row is changed in one place, [`Ledger::change`], which keeps `index` in step and notes what changed: for the audit, and
+//! for whoever publishes.
 
-use std::collections::{BTreeMap, VecDeque};
+mod audit;
+mod host;
+mod index;
+mod queue;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
+
+pub use host::{Host, HostFull, Load, Permit};
+pub use index::{Counts, Index, Place, Tally};
+pub use queue::Queue;
 
 use super::breaker::Breaker;
 use super::limit::MacosLimit;
@@ -29,112 +42,7 @@ use crate::config;
 use crate::ids::{BuildId, Generation, PoolName, SlotId};
 use crate::runtime::{GuestOs, ImageInfo, VmName};
 use crate::vm::state::VmStateName;
-
-/// What one running VM takes of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Load {
-    pub vms: u32,
-    pub macos_guests: u32,
-    pub cores: u32,
-    pub memory_mib: u64,
-}
-
-/// Leave to run one VM. It is not `Clone`: dropping it loses capacity, so it is moved back with [`Host::give_back`].
-#[must_use]
-#[derive(Debug, PartialEq, Eq)]
-pub struct Permit(Load);
-
-/// What keeps a VM from starting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostFull {
-    Vms { max: u32 },
-    MacosGuests { max: u32 },
-    Cores { max: u32 },
-    Memory { max_mib: u64 },
-}
-
-/// The host's bounds, and what is in use.
-#[derive(Debug)]
-pub struct Host {
-    max: Load,
-    used: Load,
-    /// What the bounds were when what is in use was granted: lowering a bound stops nothing that runs.
-    granted: Load,
-}
-
-impl Host {
-    /// From the configuration. What it does not bound is bounded by the type.
-    pub fn new(config: &config::Host) -> Self {
-        let mut host = Self { max: Load::default(), used: Load::default(), granted: Load::default() };
-        host.bound(config);
-        host
-    }
-
-    /// Takes other bounds over. What runs goes on, and nothing starts until it fits again.
-    pub fn bound(&mut self, config: &config::Host) {
-        self.max = Load {
-            vms: config.vms.into(),
-            macos_guests: config.macos_guests.into(),
-            cores: config.cores.map_or(u32::MAX, u32::from),
-            memory_mib: config.memory.map_or(u64::MAX, |m| m.0 >> 20),
-        };
-        self.note_granted();
-    }
-
-    fn note_granted(&mut self) {
-        self.granted.vms = self.max.vms.max(self.used.vms);
-        self.granted.macos_guests = self.max.macos_guests.max(self.used.macos_guests);
-    }
-
-    /// Whether one more VM of this load may run.
-    ///
-    /// # Errors
-    /// The first bound that is in the way.
-    pub fn fits(&self, load: Load) -> Result<(), HostFull> {
-        let Load { vms, macos_guests, cores, memory_mib } = self.max;
-        if self.used.vms + load.vms > vms {
-            return Err(HostFull::Vms { max: vms });
-        }
-        if load.macos_guests > 0 && self.used.macos_guests + load.macos_guests > macos_guests {
-            return Err(HostFull::MacosGuests { max: macos_guests });
-        }
-        if self.used.cores.saturating_add(load.cores) > cores {
-            return Err(HostFull::Cores { max: cores });
-        }
-        if self.used.memory_mib.saturating_add(load.memory_mib) > memory_mib {
-            return Err(HostFull::Memory { max_mib: memory_mib });
-        }
-        Ok(())
-    }
-
-    /// macOS guests that may run.
-    pub fn macos_guests_max(&self) -> u32 {
-        self.max.macos_guests
-    }
-
-    /// macOS guests that run, or may run.
-    pub fn macos_guests_used(&self) -> u32 {
-        self.used.macos_guests
-    }
-
-    fn take(&mut self, load: Load) -> Option<Permit> {
-        self.fits(load).ok()?;
-        self.used.vms += load.vms;
-        self.used.macos_guests += load.macos_guests;
-        self.used.cores = self.used.cores.saturating_add(load.cores);
-        self.used.memory_mib = self.used.memory_mib.saturating_add(load.memory_mib);
-        Some(Permit(load))
-    }
-
-    fn give_back(&mut self, permit: Permit) {
-        let Permit(load) = permit;
-        self.used.vms -= load.vms;
-        self.used.macos_guests -= load.macos_guests;
-        self.used.cores -= load.cores;
-        self.used.memory_mib -= load.memory_mib;
-        self.note_granted();
-    }
-}
+use audit::Audited;
 
 /// Where a VM is in the books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +73,7 @@ pub struct VmRow {
     pub warm_since: Option<Instant>,
     /// When its boot or clone began, for people.
     pub born: UnixMillis,
-    pub address: Option<std::net::IpAddr>,
+    pub address: Option<IpAddr>,
     pub pid: Option<u32>,
 }
 
@@ -173,6 +81,14 @@ impl VmRow {
     /// Whether it runs, or may run.
     pub fn holds_permit(&self) -> bool {
         self.permit.is_some()
+    }
+
+    fn advance(&mut self, from: Stage, to: Stage) -> bool {
+        let moved = self.stage == from;
+        if moved {
+            self.stage = to;
+        }
+        moved
     }
 
     /// Idle or on its way to it: not a build's, and not going.
@@ -252,13 +168,34 @@ pub enum Drain {
     Ending,
 }
 
+/// What is not as it was when it was last asked for.
+#[derive(Debug, Default)]
+pub struct Changes {
+    pub vms: BTreeSet<VmName>,
+    /// Pools for which other builds wait.
+    pub waiting: BTreeSet<PoolName>,
+}
+
+/// A pool's row, and what is counted of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing<'a> {
+    pub name: &'a PoolName,
+    pub row: &'a PoolRow,
+    pub tally: &'a Tally,
+    /// Builds that wait for it.
+    pub waiting: usize,
+}
+
 /// The books.
 #[derive(Debug)]
 pub struct Ledger {
     pub host: Host,
     pub pools: BTreeMap<PoolName, PoolRow>,
-    pub vms: BTreeMap<VmName, VmRow>,
-    pub waiting: VecDeque<Waiting>,
+    vms: BTreeMap<VmName, VmRow>,
+    waiting: Queue,
+    index: Index,
+    changed: BTreeSet<VmName>,
+    audited: Audited,
     /// No VM is cloned or started any more.
     pub stopping: bool,
     /// Set while the pool is emptied.
@@ -279,11 +216,15 @@ impl Ledger {
     /// Empty books. `first` is greater than every generation that was ever used.
     pub fn new(config: &config::Config, first: Generation) -> Self {
         let pools = config.pools.iter().map(|(name, pool)| (name.clone(), PoolRow::new(pool, 0)));
+        let (pools, vms) = (pools.collect(), BTreeMap::new());
         Self {
             host: Host::new(&config.host),
-            pools: pools.collect(),
-            vms: BTreeMap::new(),
-            waiting: VecDeque::new(),
+            index: Index::of(&pools, &vms),
+            pools,
+            vms,
+            waiting: Queue::default(),
+            changed: BTreeSet::new(),
+            audited: Audited::default(),
             stopping: false,
             draining: None,
             disk_low: false,
@@ -295,37 +236,69 @@ impl Ledger {
         }
     }
 
+    /// Every VM's row.
+    pub fn vms(&self) -> &BTreeMap<VmName, VmRow> {
+        &self.vms
+    }
+
+    /// A VM's row.
+    pub fn vm(&self, name: &VmName) -> Option<&VmRow> {
+        self.vms.get(name)
+    }
+
+    /// A VM's row, by its place in a pool.
+    pub fn at(&self, pool: &PoolName, (slot, generation): Place) -> Option<&VmRow> {
+        self.vms.get(&VmName { pool: pool.clone(), slot, generation })
+    }
+
     /// VMs of a pool.
-    pub fn of<'a>(&'a self, pool: &'a PoolName) -> impl Iterator<Item = &'a VmRow> {
-        self.vms.values().filter(move |vm| vm.name.pool == *pool)
+    pub fn of<'a>(&'a self, pool: &PoolName) -> impl Iterator<Item = &'a VmRow> + Clone + use<'a> {
+        range(&self.vms, pool, SlotId(0), SlotId(u16::MAX))
     }
 
     /// VMs of a slot.
-    pub fn slot<'a>(&'a self, pool: &'a PoolName, slot: SlotId) -> impl Iterator<Item = &'a VmRow> {
-        self.of(pool).filter(move |vm| vm.name.slot == slot)
+    pub fn slot<'a>(
+        &'a self,
+        pool: &PoolName,
+        slot: SlotId,
+    ) -> impl Iterator<Item = &'a VmRow> + Clone + use<'a> {
+        range(&self.vms, pool, slot, slot)
     }
 
-    /// Builds that wait for a pool.
-    pub fn waiting_for(&self, pool: &PoolName) -> usize {
-        self.waiting.iter().filter(|w| w.pool == *pool).count()
+    /// A pool that there is.
+    pub fn standing<'a>(&'a self, pool: &PoolName) -> Option<Standing<'a>> {
+        let (name, row) = self.pools.get_key_value(pool)?;
+        Some(Standing { name, row, tally: self.index.tally(pool)?, waiting: self.waiting.count(pool) })
     }
 
-    /// A build asks for a VM.
+    /// Every pool, by its name.
+    pub fn standings(&self) -> impl Iterator<Item = Standing<'_>> {
+        self.pools.keys().filter_map(|name| self.standing(name))
+    }
+
+    /// What is kept at hand of the rows.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Builds that wait.
+    pub fn waiting(&self) -> &Queue {
+        &self.waiting
+    }
+
+    /// What changed since it was last taken.
+    pub fn take_changes(&mut self) -> Changes {
+        Changes { vms: std::mem::take(&mut self.changed), waiting: self.waiting.take_changed() }
+    }
+
+    /// A build asks for a VM: its place is where `since` says, also when what it was given was dead and it asks again.
     pub fn claim(&mut self, waiting: Waiting) {
-        if !self.waiting.iter().any(|w| w.build == waiting.build) {
-            self.waiting.push_back(waiting);
-        }
-    }
-
-    /// A build goes on waiting, at its old place: what it was given was dead.
-    pub fn reclaim(&mut self, waiting: Waiting) {
-        self.claim(waiting);
-        self.waiting.make_contiguous().sort_by_key(|w| (w.since, w.build));
+        self.waiting.push(waiting);
     }
 
     /// A build waits no more.
     pub fn withdraw(&mut self, build: BuildId) {
-        self.waiting.retain(|w| w.build != build);
+        self.waiting.remove(build);
     }
 
     /// A new VM is written down, before anything of it exists.
@@ -344,7 +317,7 @@ impl Ledger {
             address: None,
             pid: None,
         };
-        self.vms.insert(name.clone(), row);
+        self.enter(row);
         self.breaker.begun(&name);
         name
     }
@@ -382,7 +355,7 @@ impl Ledger {
             address: None,
             pid: None,
         };
-        self.vms.insert(name.clone(), row);
+        self.enter(row);
         self.next_generation = self.next_generation.max(Generation(name.generation.0 + 1));
         Ok(())
     }
@@ -396,58 +369,64 @@ impl Ledger {
     /// Gives a prepared VM leave to run. False when the host is full or the VM is not prepared.
     pub fn grant(&mut self, name: &VmName) -> bool {
         let Some(load) = self.pools.get(&name.pool).map(PoolRow::load) else { return false };
-        let Some(row) = self.vms.get_mut(name).filter(|row| row.stage == Stage::Prepared) else {
+        if self.vms.get(name).is_none_or(|row| row.stage != Stage::Prepared) {
             return false;
-        };
+        }
         let Some(permit) = self.host.take(load) else { return false };
-        row.permit = Some(permit);
-        row.stage = Stage::Booting;
+        self.change(name, |row| {
+            row.permit = Some(permit);
+            row.stage = Stage::Booting;
+        });
         self.breaker.begun(name);
         true
     }
 
     /// The VM is warm. False when the books did not expect that.
     pub fn warmed(&mut self, name: &VmName, now: Instant) -> bool {
-        let moved = self.advance(name, Stage::Booting, Stage::Warm);
-        if let Some(row) = self.vms.get_mut(name).filter(|_| moved) {
-            row.warm_since = Some(now);
-        }
-        if moved {
+        let moved = self.change(name, |row| {
+            let moved = row.advance(Stage::Booting, Stage::Warm);
+            if moved {
+                row.warm_since = Some(now);
+            }
+            moved
+        });
+        if moved == Some(true) {
             self.breaker.warmed();
             if self.is_macos(name) {
                 self.limit.warmed(self.host.macos_guests_used());
             }
         }
-        moved
+        moved == Some(true)
     }
 
     /// Gives a warm VM to a build that waits. `None` when either is not so.
     pub fn lease(&mut self, name: &VmName, build: BuildId) -> Option<Waiting> {
-        let at = self.waiting.iter().position(|w| w.build == build)?;
+        self.waiting.get(build)?;
         if !self.advance(name, Stage::Warm, Stage::Leased(build)) {
             return None;
         }
-        self.waiting.remove(at)
+        self.waiting.remove(build)
     }
 
     /// The VM is going: asked to, or by itself. Returns the build that had it.
     pub fn dying(&mut self, name: &VmName) -> Option<BuildId> {
         self.breaker.ended(name);
-        let row = self.vms.get_mut(name)?;
-        let build = match row.stage {
+        let build = match self.vms.get(name)?.stage {
             Stage::Leased(build) => Some(build),
             Stage::Preparing | Stage::Prepared | Stage::Booting | Stage::Warm => None,
             Stage::Dying | Stage::Deleting | Stage::Lost => return None,
         };
-        row.stage = Stage::Dying;
+        self.change(name, |row| row.stage = Stage::Dying);
         build
     }
 
     /// Its guest is dead: the slot is free.
     pub fn guest_dead(&mut self, name: &VmName) {
-        let Some(row) = self.vms.get_mut(name) else { return };
-        row.stage = Stage::Deleting;
-        if let Some(permit) = row.permit.take() {
+        let permit = self.change(name, |row| {
+            row.stage = Stage::Deleting;
+            row.permit.take()
+        });
+        if let Some(permit) = permit.flatten() {
             self.host.give_back(permit);
         }
     }
@@ -455,22 +434,31 @@ impl Ledger {
     /// Nothing of it is left.
     pub fn gone(&mut self, name: &VmName) {
         self.guest_dead(name);
-        self.vms.remove(name);
+        let old = self.index.marks(self.vms.get(name));
+        if self.vms.remove(name).is_some() {
+            self.index.moved(name, &old, None, slot_of(&self.vms, name));
+            self.changed.insert(name.clone());
+        }
     }
 
     /// It could not be removed. It keeps its permit, if it still has one.
     pub fn lost(&mut self, name: &VmName) {
-        if let Some(row) = self.vms.get_mut(name) {
-            row.stage = Stage::Lost;
-        }
+        self.change(name, |row| row.stage = Stage::Lost);
     }
 
     /// What its actor said of its state.
     pub fn note_state(&mut self, name: &VmName, state: VmStateName, at: UnixMillis) {
-        if let Some(row) = self.vms.get_mut(name) {
-            row.state = state;
-            row.state_since = at;
-        }
+        self.change(name, |row| (row.state, row.state_since) = (state, at));
+    }
+
+    /// Which process runs it.
+    pub fn note_pid(&mut self, name: &VmName, pid: Option<u32>) {
+        self.change(name, |row| row.pid = pid);
+    }
+
+    /// Where it answers.
+    pub fn note_address(&mut self, name: &VmName, address: IpAddr) {
+        self.change(name, |row| row.address = Some(address));
     }
 
     /// Whether the VM is a macOS guest, as far as its image is known.
@@ -479,43 +467,58 @@ impl Ledger {
     }
 
     fn advance(&mut self, name: &VmName, from: Stage, to: Stage) -> bool {
-        match self.vms.get_mut(name).filter(|row| row.stage == from) {
-            Some(row) => {
-                row.stage = to;
-                true
-            }
-            None => false,
-        }
+        self.change(name, |row| row.advance(from, to)) == Some(true)
     }
 
-    /// What must hold after every move; the text says what does not.
-    ///
-    /// # Errors
-    /// The first invariant that is broken.
-    pub fn audit(&self) -> Result<(), String> {
-        let mut sum = Load::default();
-        for row in self.vms.values() {
-            if let Some(Permit(load)) = &row.permit {
-                sum.vms += load.vms;
-                sum.macos_guests += load.macos_guests;
-                sum.cores = sum.cores.saturating_add(load.cores);
-                sum.memory_mib = sum.memory_mib.saturating_add(load.memory_mib);
-            }
-            let runs = matches!(row.stage, Stage::Booting | Stage::Warm | Stage::Leased(_));
-            if runs && row.permit.is_none() {
-                return Err(format!("{} runs without a permit", row.name));
-            }
-            let same_slot = self.slot(&row.name.pool, row.name.slot);
-            if row.holds_permit() && same_slot.filter(|vm| vm.holds_permit()).count() > 1 {
-                return Err(format!("slot {} of `{}` is booked twice", row.name.slot, row.name.pool));
-            }
-        }
-        if sum != self.host.used {
-            return Err(format!("permits sum up to {sum:?}, the host says {:?}", self.host.used));
-        }
-        if sum.vms > self.host.granted.vms || sum.macos_guests > self.host.granted.macos_guests {
-            return Err(format!("more runs than may: {sum:?}"));
-        }
-        Ok(())
+    fn enter(&mut self, row: VmRow) {
+        let name = row.name.clone();
+        self.vms.insert(name.clone(), row);
+        let marks = index::Marks::default();
+        self.index.moved(&name, &marks, self.vms.get(&name), slot_of(&self.vms, &name));
+        self.changed.insert(name);
     }
+
+    /// The only way to a row.
+    fn change<T>(&mut self, name: &VmName, act: impl FnOnce(&mut VmRow) -> T) -> Option<T> {
+        let old = self.index.marks(self.vms.get(name));
+        let done = act(self.vms.get_mut(name)?);
+        self.index.moved(name, &old, self.vms.get(name), slot_of(&self.vms, name));
+        self.changed.insert(name.clone());
+        Some(done)
+    }
+
+    /// Reads the rows again, where a pool's row says otherwise than before what becomes of its VMs.
+    pub(super) fn count_again(&mut self) {
+        self.index = Index::of(&self.pools, &self.vms);
+    }
+
+    /// Closed pools go with their last VM.
+    pub fn forget_closed(&mut self) {
+        let Self { pools, index, .. } = self;
+        pools.retain(|name, row| {
+            let stays = !row.closed || index.tally(name).is_some_and(|tally| tally.counts.all() > 0);
+            if !stays {
+                index.forget(name);
+            }
+            stays
+        });
+    }
+}
+
+/// Rows of the slots from `first` to `last` of a pool: names are in the order of pool, slot and generation.
+fn range<'a>(
+    vms: &'a BTreeMap<VmName, VmRow>,
+    pool: &PoolName,
+    first: SlotId,
+    last: SlotId,
+) -> impl Iterator<Item = &'a VmRow> + Clone + use<'a> {
+    let name = |slot, generation| VmName { pool: pool.clone(), slot, generation };
+    vms.range(name(first, Generation(0))..=name(last, Generation(u64::MAX))).map(|(_, row)| row)
+}
+
+fn slot_of<'a>(
+    vms: &'a BTreeMap<VmName, VmRow>,
+    name: &VmName,
+) -> impl Iterator<Item = &'a VmRow> + Clone + use<'a> {
+    range(vms, &name.pool, name.slot, name.slot)
 }

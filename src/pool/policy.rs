@@ -1,12 +1,16 @@
 //! What to do next, from the books alone. One decision at a time: the caller performs it, which changes the books, and asks
 //! again until there is nothing to do. Every decision makes progress, so that ends.
 //!
-//! While the pool is drained, that is only to take away what no build has. Else the order is the policy: serve who waits; start what is prepared, waiting pools first; clone ahead; make room for who
-//! waits; replace what is old or outdated; shed what is too much.
+//! While the pool is drained, that is only to take away what no build has. Else the order is the policy: serve who waits;
+//! start what is prepared, waiting pools first; clone ahead; make room for who waits; replace what is old or outdated; shed
+//! what is too much.
+//!
+//! It reads no rows to find one: what it looks for is in the ledger's index. `tests/oracle.rs` is the same policy as it reads
+//! with nothing but the rows.
 
 mod roll;
 
-use super::ledger::{Ledger, PoolRow, Stage, VmRow};
+use super::ledger::{Ledger, Place, Stage, Standing, VmRow};
 use crate::clock::Instant;
 use crate::ids::{BuildId, PoolName, SlotId};
 use crate::runtime::VmName;
@@ -45,101 +49,79 @@ pub fn decide(ledger: &Ledger, now: Instant) -> Option<Decision> {
 
 /// When to ask again although nothing happened: a pause is over, a VM has its age.
 pub fn wake(ledger: &Ledger, now: Instant) -> Option<Instant> {
-    let troubles = ledger.pools.values().filter_map(|pool| pool.trouble.wake(now));
-    let ages = ledger.vms.values().filter(|vm| vm.stage == Stage::Warm).filter_map(|vm| {
-        let max_age = ledger.pools.get(&vm.name.pool)?.max_age;
-        Some(vm.warm_since? + max_age)
+    let pools = ledger.standings().flat_map(|pool| {
+        let max_age = pool.row.max_age;
+        let next = pool.tally.warm_after(now.checked_sub(max_age)).map(|since| since + max_age);
+        pool.row.trouble.wake(now).into_iter().chain(next)
     });
-    let host = ledger.breaker.wake(now).into_iter().chain(ledger.limit.wake(now));
-    troubles.chain(host).chain(ages.filter(|at| *at > now)).min()
+    pools.chain(ledger.breaker.wake(now)).chain(ledger.limit.wake(now)).min()
+}
+
+fn named(pool: &PoolName, (slot, generation): Place) -> VmName {
+    VmName { pool: pool.clone(), slot, generation }
 }
 
 /// What no build has goes; what a build has goes when the build is over.
 fn empty(ledger: &Ledger) -> Option<Decision> {
-    let vm = ledger.vms.values().find(|vm| vm.idle())?;
-    Some(Decision::Remove { vm: vm.name.clone(), why: RetireReason::Drained })
+    Some(Decision::Remove { vm: ledger.index().first_idle()?.clone(), why: RetireReason::Drained })
 }
 
 /// Who waits longest, and has a warm VM in its pool, gets the one that has been warm for longest; an outdated one only where
 /// there is no other.
 fn lease(ledger: &Ledger) -> Option<Decision> {
-    ledger.waiting.iter().find_map(|waiting| {
-        let warm = ledger.of(&waiting.pool).filter(|vm| vm.stage == Stage::Warm);
-        let vm = warm.min_by_key(|vm| (roll::is_outdated(ledger, vm), vm.warm_since))?;
-        Some(Decision::Lease { vm: vm.name.clone(), build: waiting.build })
+    ledger.waiting().heads().find_map(|(pool, build)| {
+        let place = ledger.index().tally(pool)?.warmest()?;
+        Some(Decision::Lease { vm: named(pool, place), build })
     })
 }
 
 /// Pools in the order of need: who waits longest first, then the others by name. While the host has trouble, they take turns.
-fn by_need(ledger: &Ledger) -> Vec<(&PoolName, &PoolRow)> {
-    let mut order: Vec<&PoolName> = Vec::new();
-    let waiting = ledger.waiting.iter().map(|w| &w.pool);
-    for name in waiting.chain(ledger.pools.keys()) {
-        if !order.contains(&name) {
-            order.push(name);
-        }
-    }
-    order.sort_by_key(|name| ledger.breaker.last() == Some(*name));
-    order.into_iter().filter_map(|name| ledger.pools.get_key_value(name)).collect()
-}
-
-/// Whether a slot's running VM is a build's, or is on its way out, or is lost.
-fn occupied(ledger: &Ledger, pool: &PoolName, slot: SlotId) -> bool {
-    ledger.slot(pool, slot).any(|vm| vm.holds_permit() && !vm.idle())
-}
-
-fn free_slots<'a>(
-    ledger: &'a Ledger,
-    pool: &'a PoolName,
-    row: &PoolRow,
-) -> impl Iterator<Item = SlotId> + 'a {
-    (0..row.max).map(SlotId).filter(move |slot| !occupied(ledger, pool, *slot))
+fn by_need(ledger: &Ledger) -> impl Iterator<Item = Standing<'_>> {
+    let last = ledger.breaker.last();
+    let waits = ledger.waiting().heads().filter_map(|(pool, _)| ledger.standing(pool));
+    let others = ledger.standings().filter(|pool| pool.waiting == 0);
+    let turns = waits.chain(others).filter(move |pool| Some(pool.name) != last);
+    turns.chain(last.and_then(|name| ledger.standing(name)))
 }
 
 /// How many idle VMs the pool should have: its target, one for each build that waits, and one more while an outdated VM
 /// waits for its successor; as far as its slots go.
-fn wanted(ledger: &Ledger, pool: &PoolName, row: &PoolRow) -> usize {
-    let demand = target(ledger, pool, row) + usize::from(roll::rolls(ledger, pool));
+fn wanted(pool: Standing<'_>) -> usize {
+    let demand = target(pool) + usize::from(pool.tally.rolls());
     // VMs in slots that the pool no longer has count too.
-    let in_use = ledger.of(pool).filter(|vm| vm.holds_permit() && !vm.idle()).count();
-    let room = usize::from(row.max).saturating_sub(in_use);
-    demand.min(room).min(free_slots(ledger, pool, row).count())
+    let room = usize::from(pool.row.max).saturating_sub(pool.tally.counts.in_use);
+    demand.min(room).min(pool.tally.free())
 }
 
 /// The VMs that somebody needs.
-fn target(ledger: &Ledger, pool: &PoolName, row: &PoolRow) -> usize {
-    usize::from(row.warm) + ledger.waiting_for(pool)
+fn target(pool: Standing<'_>) -> usize {
+    usize::from(pool.row.warm) + pool.waiting
 }
 
-/// Idle VMs that run or boot.
-fn up(ledger: &Ledger, pool: &PoolName) -> usize {
-    ledger.of(pool).filter(|vm| matches!(vm.stage, Stage::Booting | Stage::Warm)).count()
-}
-
-/// VMs that are being cloned or booted: with trouble there is one at a time.
-fn coming_up(ledger: &Ledger, pool: &PoolName) -> usize {
-    ledger.of(pool).filter(|vm| matches!(vm.stage, Stage::Preparing | Stage::Booting)).count()
+/// Whether the pool's trouble lets one more come up: with trouble there is one at a time.
+fn untroubled(pool: Standing<'_>, now: Instant) -> bool {
+    pool.row.trouble.allows(now, pool.tally.coming())
 }
 
 /// The prepared VM that would be started next in a pool that wants one more.
-fn startable<'a>(ledger: &'a Ledger, pool: &'a PoolName, row: &PoolRow, now: Instant) -> Option<&'a VmRow> {
-    if up(ledger, pool) >= wanted(ledger, pool, row) || !row.trouble.allows(now, coming_up(ledger, pool)) {
+fn startable<'a>(ledger: &'a Ledger, pool: Standing<'a>, now: Instant) -> Option<&'a VmRow> {
+    let slot = pool.tally.first_startable()?;
+    if pool.tally.up() >= wanted(pool) || !untroubled(pool, now) {
         return None;
     }
-    let refused = row.load().macos_guests > 0 && !ledger.limit.allows(ledger.host.macos_guests_used(), now);
-    let full = ledger.of(pool).filter(|vm| vm.holds_permit()).count() >= usize::from(row.max);
+    let refused =
+        pool.row.load().macos_guests > 0 && !ledger.limit.allows(ledger.host.macos_guests_used(), now);
+    let full = pool.tally.counts.permits >= usize::from(pool.row.max);
     if full || refused || !ledger.breaker.allows(now) {
         return None;
     }
-    ledger
-        .of(pool)
-        .find(|vm| vm.stage == Stage::Prepared && !ledger.slot(pool, vm.name.slot).any(VmRow::holds_permit))
+    ledger.slot(pool.name, slot).find(|vm| vm.stage == Stage::Prepared)
 }
 
 fn start(ledger: &Ledger, now: Instant) -> Option<Decision> {
-    by_need(ledger).into_iter().find_map(|(pool, row)| {
-        let vm = startable(ledger, pool, row, now)?;
-        ledger.host.fits(row.load()).ok()?;
+    by_need(ledger).find_map(|pool| {
+        let vm = startable(ledger, pool, now)?;
+        ledger.host.fits(pool.row.load()).ok()?;
         Some(Decision::Start { vm: vm.name.clone() })
     })
 }
@@ -148,79 +130,70 @@ fn clone_ahead(ledger: &Ledger, now: Instant) -> Option<Decision> {
     if ledger.disk_low || !ledger.breaker.allows(now) {
         return None;
     }
-    by_need(ledger).into_iter().find_map(|(pool, row)| {
-        if row.image.is_none() || !row.trouble.allows(now, coming_up(ledger, pool)) {
+    by_need(ledger).find_map(|pool| {
+        if pool.row.image.is_none() || !untroubled(pool, now) {
             return None;
         }
-        let slot = slot_to_fill(ledger, pool, row)
-            .or_else(|| slot_to_succeed(ledger, pool, row))
-            .or_else(|| roll::slot_to_renew(ledger, pool))?;
-        Some(Decision::Clone { pool: pool.clone(), slot })
+        let slot = slot_to_fill(pool)
+            .or_else(|| slot_to_succeed(ledger, pool))
+            .or_else(|| roll::slot_to_renew(pool))?;
+        Some(Decision::Clone { pool: pool.name.clone(), slot })
     })
 }
 
 /// A free slot without a VM, while fewer are idle than wanted.
-fn slot_to_fill(ledger: &Ledger, pool: &PoolName, row: &PoolRow) -> Option<SlotId> {
-    let has_idle = |slot: &SlotId| ledger.slot(pool, *slot).any(VmRow::idle);
-    let idle = free_slots(ledger, pool, row).filter(has_idle).count();
-    if idle >= wanted(ledger, pool, row) {
+fn slot_to_fill(pool: Standing<'_>) -> Option<SlotId> {
+    if pool.tally.filled() >= wanted(pool) {
         return None;
     }
-    free_slots(ledger, pool, row).find(|slot| !has_idle(slot))
+    pool.tally.first_vacant()
 }
 
 /// A slot whose VM is in use and that has no successor yet. A clone takes no slot, so it is made now, while the build runs.
-fn slot_to_succeed(ledger: &Ledger, pool: &PoolName, row: &PoolRow) -> Option<SlotId> {
-    let troubled = row.trouble.current().is_some() || ledger.breaker.opened().is_some();
-    if usize::from(row.warm) + ledger.waiting_for(pool) == 0 || troubled {
+fn slot_to_succeed(ledger: &Ledger, pool: Standing<'_>) -> Option<SlotId> {
+    let troubled = pool.row.trouble.current().is_some() || ledger.breaker.opened().is_some();
+    if target(pool) == 0 || troubled {
         return None;
     }
-    (0..row.max).map(SlotId).find(|slot| {
-        let in_use = |vm: &VmRow| matches!(vm.stage, Stage::Leased(_) | Stage::Dying) && vm.holds_permit();
-        ledger.slot(pool, *slot).any(in_use) && !ledger.slot(pool, *slot).any(VmRow::idle)
-    })
+    pool.tally.first_bare()
 }
 
 /// A pool's build waits, its VM is prepared, and only the host's bounds are in the way: an idle VM of a pool for which
 /// nobody waits gives its place. One at a time: while something is dying, its place is awaited.
 fn make_room(ledger: &Ledger, now: Instant) -> Option<Decision> {
-    if ledger.vms.values().any(|vm| vm.stage == Stage::Dying) {
+    if ledger.index().dying() > 0 {
         return None;
     }
-    let hungry = by_need(ledger).into_iter().find(|(pool, row)| {
-        ledger.waiting_for(pool) > up(ledger, pool)
-            && startable(ledger, pool, row, now).is_some()
-            && ledger.host.fits(row.load()).is_err()
+    let hungry = by_need(ledger).find(|pool| {
+        pool.waiting > pool.tally.up()
+            && startable(ledger, *pool, now).is_some()
+            && ledger.host.fits(pool.row.load()).is_err()
     })?;
-    let spare = ledger.vms.values().filter(|vm| {
-        matches!(vm.stage, Stage::Booting | Stage::Warm)
-            && vm.name.pool != *hungry.0
-            && ledger.waiting_for(&vm.name.pool) == 0
+    let spare = ledger.standings().filter(|pool| pool.name != hungry.name && pool.waiting == 0);
+    let first_born = spare.filter_map(|pool| {
+        let (born, place) = pool.tally.first_born()?;
+        Some((born, named(pool.name, place)))
     });
-    let vm = spare.min_by_key(|vm| vm.born)?;
-    Some(Decision::Remove { vm: vm.name.clone(), why: RetireReason::Evicted })
+    let (_, vm) = first_born.min()?;
+    Some(Decision::Remove { vm, why: RetireReason::Evicted })
 }
 
 /// One at a time, and not while somebody waits or another VM of the pool is coming up.
 fn replace_aged(ledger: &Ledger, now: Instant) -> Option<Decision> {
-    ledger.vms.values().find_map(|vm| {
-        let row = ledger.pools.get(&vm.name.pool)?;
-        let aged = vm.stage == Stage::Warm && now >= vm.warm_since? + row.max_age;
-        let busy = ledger.waiting_for(&vm.name.pool) > 0 || coming_up(ledger, &vm.name.pool) > 0;
-        (aged && !busy).then(|| Decision::Remove { vm: vm.name.clone(), why: RetireReason::Aged })
+    ledger.standings().filter(|pool| pool.waiting == 0 && pool.tally.coming() == 0).find_map(|pool| {
+        let place = pool.tally.first_warm_since(now.checked_sub(pool.row.max_age)?)?;
+        Some(Decision::Remove { vm: named(pool.name, place), why: RetireReason::Aged })
     })
 }
 
 /// More run idle than are wanted: a build was cancelled while its VM booted. What only lies on the disk may lie.
 fn shed(ledger: &Ledger) -> Option<Decision> {
-    ledger.pools.iter().find_map(|(pool, row)| {
-        if up(ledger, pool) <= wanted(ledger, pool, row) {
+    ledger.standings().find_map(|pool| {
+        if pool.tally.up() <= wanted(pool) {
             return None;
         }
-        let idle = ledger.of(pool).filter(|vm| matches!(vm.stage, Stage::Booting | Stage::Warm));
-        let vm =
-            idle.max_by_key(|vm| (vm.stage == Stage::Booting, roll::is_outdated(ledger, vm), vm.born))?;
-        Some(Decision::Remove { vm: vm.name.clone(), why: RetireReason::Surplus })
+        let vm = named(pool.name, pool.tally.most_dispensable()?);
+        Some(Decision::Remove { vm, why: RetireReason::Surplus })
     })
 }
 

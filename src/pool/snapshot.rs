@@ -1,15 +1,21 @@
 //! What everybody else may know of the pool: one value, published whole, with a generation that only grows.
+//!
+//! It shares with the one before it what did not change, so that it costs what did: a VM's view is made when its row
+//! changed, a pool's queue when another build waits.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::admission;
+use rpds::RedBlackTreeMapSync;
+
+use super::admission::{self, Waits};
 use super::breaker::BreakerState;
-use super::ledger::{Ledger, PoolRow, Stage, VmRow};
+use super::ledger::{Changes, Counts, Ledger, PoolRow, Stage, Standing, VmRow};
 use crate::api::wire::{PoolView, TroubleScope, TroubleView, VmView};
 use crate::clock::{Instant, UnixMillis};
 use crate::config::Config;
 use crate::ids::{BuildId, PoolName};
-use crate::runtime::Fault;
+use crate::runtime::{Fault, VmName};
 use crate::vm::state::VmStateName;
 
 /// The pool at one moment.
@@ -17,9 +23,7 @@ use crate::vm::state::VmStateName;
 pub struct PoolSnapshot {
     pub generation: u64,
     pub pools: Vec<PoolState>,
-    pub vms: Vec<VmView>,
-    /// What each waiting build waits for.
-    pub waiting: BTreeMap<BuildId, String>,
+    pub vms: VmViews,
     pub oldest_waiting: Option<UnixMillis>,
     /// Of the host.
     pub breaker: BreakerState,
@@ -39,6 +43,41 @@ impl PoolSnapshot {
     pub fn serves(&self) -> bool {
         self.vms.iter().any(|vm| vm.build.is_some())
     }
+
+    /// What a build waits for; `None` when it does not wait.
+    pub fn waits_for(&self, build: BuildId) -> Option<String> {
+        self.pools.iter().find_map(|pool| {
+            let ahead = pool.queue.iter().position(|waiting| *waiting == build)?;
+            Some(pool.waits.behind(ahead).to_string())
+        })
+    }
+}
+
+/// Every VM, by its name.
+#[derive(Clone, Default)]
+pub struct VmViews(RedBlackTreeMapSync<VmName, Arc<VmView>>);
+
+impl VmViews {
+    /// All, by pool, slot and generation.
+    pub fn iter(&self) -> impl Iterator<Item = &VmView> {
+        self.0.values().map(Arc::as_ref)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.size()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl std::fmt::Debug for VmViews {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// One pool at one moment.
@@ -55,16 +94,19 @@ pub struct PoolState {
     /// Slots that macOS refuses although nobody holds them.
     pub leaked: u16,
     /// The state of each slot's VM; `None` is an empty slot. The VM that runs counts before its successor.
-    pub slots: Vec<Option<VmStateName>>,
+    pub slots: Arc<Vec<Option<VmStateName>>>,
     /// Since when the VM that has been coming up for longest does.
     pub oldest_not_ready: Option<UnixMillis>,
-    counts: BTreeMap<VmStateName, usize>,
+    counts: Counts,
+    /// Who waits, in order, and for what.
+    queue: Arc<[BuildId]>,
+    waits: Waits,
 }
 
 impl PoolState {
     /// VMs in a state.
     pub fn count(&self, state: VmStateName) -> usize {
-        self.counts.get(&state).copied().unwrap_or(0)
+        self.counts.state(state)
     }
 
     /// As it goes over HTTP.
@@ -83,45 +125,80 @@ impl PoolState {
     }
 }
 
-/// Reads the books.
-pub fn of(ledger: &Ledger, config: &Config, generation: u64, now: Instant, wall: UnixMillis) -> PoolSnapshot {
-    let pools = config.pools.iter().filter_map(|(name, pool)| {
-        let row = ledger.pools.get(name)?;
-        let in_ms = |at: Instant| i64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(0);
-        let trouble = trouble(ledger, row, |at| UnixMillis(wall.0.saturating_add(in_ms(at))));
-        let mut counts = BTreeMap::new();
-        for vm in ledger.of(name) {
-            *counts.entry(vm.state).or_insert(0) += 1;
+/// Makes snapshots of the same books, one after the other.
+#[derive(Default)]
+pub struct Publisher {
+    generation: u64,
+    vms: VmViews,
+    /// Of pools for which somebody waits.
+    queues: BTreeMap<PoolName, Arc<[BuildId]>>,
+}
+
+impl Publisher {
+    /// Reads the books; `changes` are all there were since it last did.
+    pub fn publish(
+        &mut self,
+        ledger: &Ledger,
+        changes: &Changes,
+        config: &Config,
+        now: Instant,
+        wall: UnixMillis,
+    ) -> PoolSnapshot {
+        self.generation += 1;
+        for name in &changes.vms {
+            match ledger.vm(name) {
+                Some(row) => self.vms.0.insert_mut(name.clone(), Arc::new(vm_view(row))),
+                None => {
+                    self.vms.0.remove_mut(name);
+                }
+            }
         }
-        Some(PoolState {
-            name: name.clone(),
-            image: pool.image.clone(),
-            warm: row.warm,
-            max: row.max,
-            waiting: count(ledger.waiting_for(name)),
-            trouble,
-            quarantined: count(
-                ledger.of(name).filter(|vm| vm.stage == Stage::Lost && vm.holds_permit()).count(),
-            ),
-            leaked: leaked(ledger, name),
-            slots: slots(ledger, name, row.max),
-            oldest_not_ready: ledger.of(name).filter(|vm| coming_up(vm)).map(|vm| vm.born).min(),
-            counts,
-        })
-    });
-    PoolSnapshot {
-        generation,
-        pools: pools.collect(),
-        vms: ledger.vms.values().map(vm_view).collect(),
-        waiting: ledger
-            .waiting
-            .iter()
-            .filter_map(|w| Some((w.build, admission::waits_for(ledger, w.build, now)?.to_string())))
-            .collect(),
-        oldest_waiting: ledger.waiting.iter().map(|w| w.since).min(),
-        draining: ledger.draining.is_some(),
-        breaker: ledger.breaker.state(),
-        failures: ledger.failures,
+        for pool in &changes.waiting {
+            let queue: Arc<[BuildId]> = ledger.waiting().of(pool).collect();
+            if queue.is_empty() {
+                self.queues.remove(pool);
+            } else {
+                self.queues.insert(pool.clone(), queue);
+            }
+        }
+        let pools = config.pools.iter().filter_map(|(name, pool)| {
+            Some(self.pool(ledger, ledger.standing(name)?, &pool.image, now, wall))
+        });
+        PoolSnapshot {
+            generation: self.generation,
+            pools: pools.collect(),
+            vms: self.vms.clone(),
+            oldest_waiting: ledger.waiting().iter().next().map(|w| w.since),
+            draining: ledger.draining.is_some(),
+            breaker: ledger.breaker.state(),
+            failures: ledger.failures,
+        }
+    }
+
+    fn pool(
+        &self,
+        ledger: &Ledger,
+        pool: Standing<'_>,
+        image: &str,
+        now: Instant,
+        wall: UnixMillis,
+    ) -> PoolState {
+        let in_ms = |at: Instant| i64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(0);
+        PoolState {
+            name: pool.name.clone(),
+            image: image.to_owned(),
+            warm: pool.row.warm,
+            max: pool.row.max,
+            waiting: count(pool.waiting),
+            trouble: trouble(ledger, pool.row, |at| UnixMillis(wall.0.saturating_add(in_ms(at)))),
+            quarantined: count(pool.tally.counts.quarantined),
+            leaked: leaked(ledger, pool.name),
+            slots: pool.tally.faces().clone(),
+            oldest_not_ready: pool.tally.coming_since(),
+            counts: pool.tally.counts,
+            queue: self.queues.get(pool.name).cloned().unwrap_or_default(),
+            waits: admission::waits(ledger, pool, now),
+        }
     }
 }
 
@@ -151,19 +228,6 @@ fn trouble(ledger: &Ledger, row: &PoolRow, wall: impl Fn(Instant) -> UnixMillis)
     let host = host.map(|(fault, failures, next)| view(fault, failures, next, TroubleScope::Host));
     let pools = row.trouble.current().map(|c| view(&c.fault, c.failures, c.next_try, TroubleScope::Pool));
     host.or(pools)
-}
-
-fn slots(ledger: &Ledger, pool: &PoolName, max: u16) -> Vec<Option<VmStateName>> {
-    (0..max)
-        .map(|slot| {
-            let vms = ledger.slot(pool, crate::ids::SlotId(slot));
-            vms.max_by_key(|vm| (vm.holds_permit(), vm.born)).map(|vm| vm.state)
-        })
-        .collect()
-}
-
-fn coming_up(vm: &VmRow) -> bool {
-    matches!(vm.stage, Stage::Preparing | Stage::Booting)
 }
 
 fn vm_view(vm: &VmRow) -> VmView {

@@ -137,7 +137,7 @@ impl Core {
     }
 
     fn view(&self, record: &BuildRecord) -> BuildView {
-        record.view(self.context.pool.snapshot().waiting.get(&record.id).cloned())
+        record.view(self.context.pool.snapshot().waits_for(record.id))
     }
 
     async fn take_in(
@@ -267,7 +267,7 @@ impl Service for Core {
     }
 
     fn vms(&self) -> Vec<VmView> {
-        self.context.pool.snapshot().vms.clone()
+        self.context.pool.snapshot().vms.iter().cloned().collect()
     }
 
     fn status(&self) -> StatusView {

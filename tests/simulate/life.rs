@@ -272,7 +272,7 @@ async fn drained(world: &Arc<World>, daemon: &BuildContext) {
 fn of_snapshot(world: &World, snapshot: &PoolSnapshot) {
     let mut inner = world.lock();
     let mut builds = BTreeMap::new();
-    for vm in &snapshot.vms {
+    for vm in snapshot.vms.iter() {
         let project = inner.vms.get(&vm.name).and_then(|vm| vm.project.clone());
         if let (Some(project), "warm") = (project, vm.state.as_str()) {
             inner.violation(format!("{} is offered again after {project}", vm.name));

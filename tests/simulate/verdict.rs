@@ -37,7 +37,7 @@ pub async fn left_to_do(world: &Arc<World>, daemon: &BuildContext) -> Option<Str
     }
     let unfinished = daemon.store.unfinished().await.expect("the journal reads");
     if let Some(first) = unfinished.first() {
-        let waits = daemon.pool.snapshot().waiting.get(&first.id).cloned();
+        let waits = daemon.pool.snapshot().waits_for(first.id);
         return Some(format!(
             "{} builds have no result; the first waits for {waits:?}: {first:?}",
             unfinished.len()

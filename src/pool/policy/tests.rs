@@ -14,6 +14,8 @@ use crate::pool::ledger::{Adoption, HostFull, Waiting};
 use crate::runtime::{Fault, GuestOs, ImageInfo, Reason};
 use crate::testing;
 
+mod agreeing;
+mod oracle;
 mod rolling;
 
 /// Pools as `(name, warm, max, os)` on a host of `vms`.
@@ -69,7 +71,7 @@ fn settle(ledger: &mut Ledger) -> Vec<Decision> {
 }
 
 fn in_stage(ledger: &Ledger, stage: Stage) -> Vec<VmName> {
-    ledger.vms.values().filter(|vm| vm.stage == stage).map(|vm| vm.name.clone()).collect()
+    ledger.vms().values().filter(|vm| vm.stage == stage).map(|vm| vm.name.clone()).collect()
 }
 
 /// Everything that is on its way succeeds, until nothing moves.
@@ -101,7 +103,7 @@ fn warm(ledger: &Ledger, name: &str) -> usize {
 fn a_pool_fills_up_to_its_target_and_stops() {
     let mut ledger = books(4, &[("a", 2, 4, GuestOs::Linux)]);
     run_up(&mut ledger);
-    assert_eq!((warm(&ledger, "a"), ledger.vms.len()), (2, 2));
+    assert_eq!((warm(&ledger, "a"), ledger.vms().len()), (2, 2));
 }
 
 #[test]
@@ -251,7 +253,7 @@ fn any_chance() -> impl Strategy<Value = Chance> {
 fn happen(ledger: &mut Ledger, chance: &Chance, builds: &mut u64) {
     let nth = |names: Vec<VmName>, n: usize| names.get(n % names.len().max(1)).cloned();
     let leased = |ledger: &Ledger| {
-        let rows = ledger.vms.values().filter(|vm| matches!(vm.stage, Stage::Leased(_)));
+        let rows = ledger.vms().values().filter(|vm| matches!(vm.stage, Stage::Leased(_)));
         rows.map(|vm| vm.name.clone()).collect::<Vec<_>>()
     };
     match chance {
@@ -260,7 +262,7 @@ fn happen(ledger: &mut Ledger, chance: &Chance, builds: &mut u64) {
             claim(ledger, *builds, if *first { "a" } else { "b" });
         }
         Chance::Withdraw(n) => {
-            let build = ledger.waiting.get(*n).map(|w| w.build);
+            let build = ledger.waiting().iter().nth(*n).map(|w| w.build);
             build.into_iter().for_each(|b| ledger.withdraw(b));
         }
         Chance::Prepared(n) => {
@@ -270,7 +272,7 @@ fn happen(ledger: &mut Ledger, chance: &Chance, builds: &mut u64) {
             nth(in_stage(ledger, Stage::Booting), *n).map(|vm| ledger.warmed(&vm, clock::now()));
         }
         Chance::Fail(n) => {
-            nth(ledger.vms.keys().cloned().collect(), *n).map(|vm| ledger.dying(&vm));
+            nth(ledger.vms().keys().cloned().collect(), *n).map(|vm| ledger.dying(&vm));
         }
         Chance::Return(n) => {
             nth(leased(ledger), *n).map(|vm| ledger.dying(&vm));
@@ -315,16 +317,16 @@ proptest! {
         // From here on all goes well: whoever waits is served, as long as one slot is left to the pool.
         for _ in 0..40 {
             run_up(&mut ledger);
-            let leased: Vec<VmName> = served.keys().filter(|vm| ledger.vms.contains_key(*vm)).cloned().collect();
+            let leased: Vec<VmName> = served.keys().filter(|vm| ledger.vms().contains_key(*vm)).cloned().collect();
             leased.iter().for_each(|vm| { ledger.dying(vm); });
-            for (vm, row) in &ledger.vms {
+            for (vm, row) in ledger.vms() {
                 if let Stage::Leased(build) = row.stage {
                     served.insert(vm.clone(), build);
                 }
             }
         }
         let lost = in_stage(&ledger, Stage::Lost).len();
-        prop_assert!(lost > 0 || ledger.waiting.is_empty(), "{:?} wait for ever", ledger.waiting);
+        prop_assert!(lost > 0 || ledger.waiting().is_empty(), "{:?} wait for ever", ledger.waiting());
     }
 }
 
@@ -354,7 +356,7 @@ fn an_adopted_vm_is_its_builds_holds_its_permit_and_its_slot_is_not_given_to_ano
     assert_eq!(ledger.audit(), Ok(()));
     claim(&mut ledger, 10, "a");
     run_up(&mut ledger);
-    let held: Vec<_> = ledger.vms.values().filter(|vm| vm.holds_permit()).collect();
+    let held: Vec<_> = ledger.vms().values().filter(|vm| vm.holds_permit()).collect();
     assert_eq!(held.len(), 2);
     assert!(
         held.iter().any(|vm| vm.name.to_string() == "preheat-a-1-7" && vm.stage == Stage::Leased(BuildId(9)))

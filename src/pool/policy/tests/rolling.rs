@@ -21,7 +21,7 @@ fn looked_at(ledger: &mut Ledger) {
 }
 
 fn current(ledger: &Ledger) -> bool {
-    ledger.vms.values().all(|vm| !roll::is_outdated(ledger, vm))
+    ledger.vms().values().all(|vm| !oracle::is_outdated(ledger, vm))
 }
 
 /// Rolls pool `a` to its end, one event at a time: the fewest warm VMs there were on the way.
@@ -40,7 +40,7 @@ fn roll_out(ledger: &mut Ledger, config: &Config) -> usize {
         } else if let Some(vm) = one(ledger, Stage::Dying).or_else(|| one(ledger, Stage::Deleting)) {
             ledger.gone(&vm);
         } else {
-            assert!(current(ledger), "it came to rest with {:?}", ledger.vms.keys());
+            assert!(current(ledger), "it came to rest with {:?}", ledger.vms().keys());
             return fewest;
         }
     }
@@ -65,10 +65,10 @@ fn a_pool_that_rolls_is_not_empty_where_a_slot_or_a_place_is_left() {
         let mut ledger = books(vms, &[("a", warm_target, max, GuestOs::Linux)]);
         run_up(&mut ledger);
         assert_eq!(warm(&ledger, "a"), usize::from(warm_target), "{what}");
-        let old: Vec<VmName> = ledger.vms.keys().cloned().collect();
+        let old: Vec<VmName> = ledger.vms().keys().cloned().collect();
         assert_eq!(roll_out(&mut ledger, &config(vms, &[("a", warm_target, max)])), fewest, "{what}");
         assert_eq!(warm(&ledger, "a"), usize::from(warm_target), "{what}");
-        assert!(old.iter().all(|vm| !ledger.vms.contains_key(vm)), "{what}");
+        assert!(old.iter().all(|vm| !ledger.vms().contains_key(vm)), "{what}");
     }
 }
 
@@ -131,7 +131,7 @@ fn a_build_that_runs_does_not_hold_the_others_up() {
     looked_at(&mut ledger);
     run_up(&mut ledger);
     assert_eq!(in_stage(&ledger, Stage::Leased(BuildId(1))).len(), 1);
-    assert!(!ledger.vms.contains_key(&old) && warm(&ledger, "a") == 1, "{:#?}", ledger.vms);
+    assert!(!ledger.vms().contains_key(&old) && warm(&ledger, "a") == 1, "{:#?}", ledger.vms());
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn lowered_bounds_stop_nothing_and_let_nothing_start_until_it_fits() {
     ledger.follow(&config(1, &[("a", 1, 1)]), &[]);
     settle(&mut ledger);
     let leased: Vec<VmName> =
-        ledger.vms.values().filter(|vm| vm.holds_permit()).map(|vm| vm.name.clone()).collect();
+        ledger.vms().values().filter(|vm| vm.holds_permit()).map(|vm| vm.name.clone()).collect();
     assert_eq!(leased.len(), 3, "no VM is killed");
     for (left, vm) in leased.iter().enumerate().map(|(n, vm)| (2 - n, vm)) {
         ledger.dying(vm);
@@ -153,11 +153,11 @@ fn lowered_bounds_stop_nothing_and_let_nothing_start_until_it_fits() {
         let next = in_stage(&ledger, Stage::Preparing);
         next.iter().for_each(|vm| assert!(ledger.prepared(vm)));
         settle(&mut ledger);
-        let running = ledger.vms.values().filter(|vm| vm.holds_permit()).count();
+        let running = ledger.vms().values().filter(|vm| vm.holds_permit()).count();
         assert!(running <= left.max(1), "{running} run");
     }
     run_up(&mut ledger);
-    assert_eq!((warm(&ledger, "a"), ledger.vms.len()), (1, 1));
+    assert_eq!((warm(&ledger, "a"), ledger.vms().len()), (1, 1));
 }
 
 #[test]
@@ -201,6 +201,12 @@ fn reload(ledger: &mut Ledger, vms: u16, pools: &[Said]) {
     ledger.follow(&config(vms, &rows), &roll);
 }
 
+/// Builds that ask for a pool that is no more are turned away by the actor.
+fn turn_away(ledger: &mut Ledger) {
+    let closed = ledger.waiting().iter().filter(|w| !ledger.is_open(&w.pool)).map(|w| w.build);
+    closed.collect::<Vec<_>>().into_iter().for_each(|build| ledger.withdraw(build));
+}
+
 proptest! {
     #[test]
     fn whatever_is_reloaded_the_books_stay_whole_and_what_runs_goes_on(
@@ -210,7 +216,7 @@ proptest! {
         let (mut builds, mut served) = (0, BTreeSet::new());
         for ((vms, pools), chances) in &rounds {
             let in_use = |ledger: &Ledger| -> BTreeSet<VmName> {
-                let leased = ledger.vms.values().filter(|vm| matches!(vm.stage, Stage::Leased(_)));
+                let leased = ledger.vms().values().filter(|vm| matches!(vm.stage, Stage::Leased(_)));
                 leased.map(|vm| vm.name.clone()).collect()
             };
             let before = in_use(&ledger);
@@ -221,7 +227,7 @@ proptest! {
             prop_assert!(in_use(&ledger).is_superset(&before), "a VM in use ends as it began");
             for chance in chances {
                 happen(&mut ledger, chance, &mut builds);
-                ledger.waiting.retain(|w| ledger.pools.get(&w.pool).is_some_and(|row| !row.closed));
+                turn_away(&mut ledger);
                 prop_assert_eq!(ledger.audit(), Ok(()));
                 for decision in settle(&mut ledger) {
                     match decision {
@@ -238,20 +244,20 @@ proptest! {
         }
         // Idle VMs are renewed without a build having to end for it.
         run_up(&mut ledger);
-        prop_assert!(ledger.vms.values().all(|vm| !vm.idle() || !roll::is_outdated(&ledger, vm)), "{:#?}", ledger.vms);
+        prop_assert!(ledger.vms().values().all(|vm| !vm.idle() || !oracle::is_outdated(&ledger, vm)), "{:#?}", ledger.vms());
         // From here on all goes well: nothing outdated is left, and whoever waits is served.
         for _ in 0..60 {
             run_up(&mut ledger);
             ledger.forget_closed();
-            let leased: Vec<VmName> = ledger.vms.values().filter(|vm| matches!(vm.stage, Stage::Leased(_)))
+            let leased: Vec<VmName> = ledger.vms().values().filter(|vm| matches!(vm.stage, Stage::Leased(_)))
                 .map(|vm| vm.name.clone()).collect();
             leased.iter().for_each(|vm| { ledger.dying(vm); });
         }
         if in_stage(&ledger, Stage::Lost).is_empty() {
-            prop_assert!(ledger.waiting.is_empty(), "{:?} wait for ever", ledger.waiting);
-            prop_assert!(current(&ledger), "outdated: {:#?}", ledger.vms);
+            prop_assert!(ledger.waiting().is_empty(), "{:?} wait for ever", ledger.waiting());
+            prop_assert!(current(&ledger), "outdated: {:#?}", ledger.vms());
             prop_assert!(ledger.pools.values().all(|row| !row.closed));
-            let slots_kept = ledger.vms.values().all(|vm| vm.name.slot.0 < ledger.pools[&vm.name.pool].max);
+            let slots_kept = ledger.vms().values().all(|vm| vm.name.slot.0 < ledger.pools[&vm.name.pool].max);
             prop_assert!(slots_kept);
         }
     }
