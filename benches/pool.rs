@@ -109,7 +109,8 @@ impl Books {
         config.pools.extend(pools.iter().map(|name| (name.clone(), shape.clone())));
         let mut ledger = Ledger::new(&config, Generation(1));
         for row in ledger.pools.values_mut() {
-            row.image = Some(ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 1024 });
+            row.image =
+                Some(ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 1024, identity: String::new() });
         }
         let mut books = Self {
             config,

@@ -81,6 +81,8 @@ pub fn pool(image: &str) -> Pool {
         warmup_timeout: Duration::from_secs(600),
         max_age: Duration::from_secs(8 * 3600),
         run_args: Vec::new(),
+        resume: false,
+        resume_timeout: Duration::from_secs(60),
     }
 }
 

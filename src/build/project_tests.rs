@@ -42,6 +42,8 @@ fn pools(names: &[&str]) -> BTreeMap<PoolName, Pool> {
         warmup_timeout: MINUTE,
         max_age: MINUTE,
         run_args: Vec::new(),
+        resume: false,
+        resume_timeout: MINUTE,
     };
     names.iter().map(|name| (name.parse().expect("a name"), pool.clone())).collect()
 }

@@ -216,6 +216,8 @@ fn of_pool_times(changes: &mut Changes, at: &str, old: &Pool, new: &Pool) {
         warmup_timeout,
         max_age,
         run_args,
+        resume,
+        resume_timeout,
     } = old;
     changes.note(at, "boot_timeout", (boot_timeout, &new.boot_timeout), Live);
     changes.note(at, "probe_timeout", (probe_timeout, &new.probe_timeout), Live);
@@ -224,6 +226,8 @@ fn of_pool_times(changes: &mut Changes, at: &str, old: &Pool, new: &Pool) {
     changes.note(at, "warmup_timeout", (warmup_timeout, &new.warmup_timeout), Live);
     changes.note(at, "max_age", (max_age, &new.max_age), Live);
     changes.note(at, "run_args", (run_args, &new.run_args), NewVms);
+    changes.note(at, "resume", (resume, &new.resume), NewVms);
+    changes.note(at, "resume_timeout", (resume_timeout, &new.resume_timeout), Live);
 }
 
 /// How an address is found concerns only VMs that have none yet.

@@ -160,6 +160,9 @@ pub const PROBE_INTERVAL: Bound =
     millis(100, HOUR, "each probe costs the guest some work, and a dead VM is found by the next one");
 /// `pool.*.warmup_timeout`
 pub const WARMUP_TIMEOUT: Bound = millis(100, 24 * HOUR, "the VM cannot be used while its warm-up runs");
+/// `pool.*.resume_timeout`
+pub const RESUME_TIMEOUT: Bound =
+    millis(100, HOUR, "a guest needs some time to resume, and one that takes longer than a boot is no gain");
 /// `pool.*.max_age`
 pub const MAX_AGE: Bound =
     millis(SECOND, 30 * DAY, "a VM is used up when it is replaced, and clocks and leases go stale");

@@ -224,6 +224,17 @@ pub struct Pool {
     pub max_age: Duration,
     /// Further arguments of `tart run`.
     pub run_args: Vec<String>,
+    /// VMs are resumed from a saved state where the image can be, instead of booted.
+    pub resume: bool,
+    /// From `run` to a resumed guest that answers. One that is later is booted instead.
+    pub resume_timeout: Duration,
+}
+
+impl Pool {
+    /// An argument that shares a folder with the guest: its state cannot be saved.
+    pub fn shares_a_folder(&self) -> bool {
+        self.run_args.iter().any(|arg| arg == "--dir" || arg.starts_with("--dir="))
+    }
 }
 
 /// Where finished builds are delivered to.

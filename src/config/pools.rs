@@ -111,6 +111,8 @@ fn shape(s: &mut Section<'_>, folders: &Folders, host: Option<Option<&Host>>) ->
     let warmup = s.text("warmup", "a shell script, or \"none\"", rules::script);
     let warmup_timeout = s.duration("warmup_timeout", &bound::WARMUP_TIMEOUT);
     let max_age = s.duration("max_age", &bound::MAX_AGE);
+    let resume = s.flag("resume");
+    let resume_timeout = s.duration("resume_timeout", &bound::RESUME_TIMEOUT);
     let run_args = s.list("run_args", "an argument of `tart run`", rules::run_arg);
     if let Some(host) = host {
         cross_checks(s, (warm, max), (cpu.flatten(), memory.flatten()), host);
@@ -133,6 +135,8 @@ fn shape(s: &mut Section<'_>, folders: &Folders, host: Option<Option<&Host>>) ->
         warmup_timeout: warmup_timeout?,
         max_age: max_age?,
         run_args: run_args?,
+        resume: resume?,
+        resume_timeout: resume_timeout?,
     })
 }
 
@@ -313,6 +317,11 @@ fn warn_of_pool(walk: &mut Walk, key: &str, pool: &Pool, host: &Host) {
     if pool.max_age <= pool.boot_timeout {
         let text = "is no longer than `boot_timeout`: a VM may be too old when it is ready";
         walk.warn(&format!("{key}.max_age"), Refusal::says(text));
+    }
+    if pool.resume && pool.shares_a_folder() {
+        let text = "shares a folder, so the state of a VM cannot be saved and each is booted";
+        let refusal = Refusal::says(text).hint("set `resume = false`, or take `--dir` out");
+        walk.warn(&format!("{key}.run_args"), refusal);
     }
     if VmName::parse(&pool.image) == Parsed::Malformed {
         let text = "begins like the names of our VMs, and will be reported as a malformed one";

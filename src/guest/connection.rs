@@ -12,7 +12,7 @@ use tokio_util::sync::DropGuard;
 use super::master::{self, Master, Miss};
 use super::wire::{Exec, Status, Wire, write};
 use super::wrapper::{READY, question, receive_command, wrapper_command};
-use super::{Target, transfer};
+use super::{Fresh, Target, fresh, transfer};
 use crate::clock::{Deadline, now};
 use crate::ids::RunId;
 use crate::runtime::{Fault, Reason};
@@ -35,13 +35,18 @@ const FIRST_COMMAND: Duration = Duration::from_secs(20);
 /// A new standby is made when a step has had this long for itself: its fork is not to slow down the step's first output.
 const STANDBY_DELAY: Duration = Duration::from_millis(300);
 
-/// One attempt after the other until a full handshake and a command have been answered, or the deadline has passed.
-pub(super) async fn connect(target: &Target, deadline: Deadline) -> Result<Connection, Fault> {
+/// One attempt after the other until a full handshake and a command have been answered, or the deadline has passed. What is
+/// `fresh` is the first thing that a resumed guest is given.
+pub(super) async fn connect(
+    target: &Target,
+    fresh: Option<&Fresh>,
+    deadline: Deadline,
+) -> Result<Connection, Fault> {
     let (mut patience, mut pause) = (PATIENCE_MIN, PAUSE_MIN);
     let mut denied = false;
     let mut last = Fault::new(Reason::SshTimeout, "ssh connect", "no answer in time");
     while deadline.left() > Duration::ZERO {
-        let again_after = match attempt(target, patience, deadline).await {
+        let again_after = match attempt(target, fresh, patience, deadline).await {
             Ok(connection) => return Ok(connection),
             Err(Miss::Hopeless(fault)) => return Err(fault),
             Err(Miss::Denied(text)) => {
@@ -80,9 +85,18 @@ pub(super) async fn connect(target: &Target, deadline: Deadline) -> Result<Conne
 }
 
 /// One dial, and one command over it: the standby's greeting.
-async fn attempt(target: &Target, patience: Duration, deadline: Deadline) -> Result<Connection, Miss> {
+async fn attempt(
+    target: &Target,
+    fresh: Option<&Fresh>,
+    patience: Duration,
+    deadline: Deadline,
+) -> Result<Connection, Miss> {
     let Master { session, lost, alive } = master::dial(target, patience, deadline).await?;
     let wire = Wire::new(session, lost);
+    if let Some(fresh) = fresh {
+        // It takes it once: another attempt would find nobody.
+        fresh::give(&wire, fresh, deadline).await.map_err(Miss::Hopeless)?;
+    }
     let limit = Deadline::after(FIRST_COMMAND).min(deadline);
     let id = RunId::new();
     let mut standby = wire.open(&wrapper_command(&id, &[])).await.map_err(|f| Miss::Closed(f.text))?;

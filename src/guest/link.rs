@@ -218,7 +218,7 @@ async fn keep(target: Target, first: Arc<Connection>, state: Arc<watch::Sender<S
         let dialled = tokio::select! {
             biased;
             _ = &mut over => return,
-            dialled = connect(&target, Deadline::after(REDIAL)) => dialled,
+            dialled = connect(&target, None, Deadline::after(REDIAL)) => dialled,
         };
         connection = match dialled {
             Ok(connection) => Arc::new(connection),

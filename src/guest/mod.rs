@@ -3,6 +3,7 @@
 
 mod connection;
 mod follow;
+mod fresh;
 mod globs;
 pub(crate) mod heads;
 pub mod lines;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Deadline;
 use crate::ids::RunId;
 use crate::runtime::Fault;
+pub use fresh::Fresh;
 
 /// Where a guest answers and as whom.
 #[derive(Debug, Clone)]
@@ -154,6 +156,16 @@ pub trait Connector: Send + Sync + 'static {
         target: &'a Target,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>>;
+
+    /// As [`connect`](Connector::connect), into a guest that was resumed from a state that others resume from too. The
+    /// first thing that it does is to take what is its own: the time, randomness, host keys. It was made ready for that
+    /// by [`Channel::make_ready_to_resume`] before its state was saved.
+    fn connect_resumed<'a>(
+        &'a self,
+        target: &'a Target,
+        fresh: &'a Fresh,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>>;
 }
 
 /// An open connection into one guest. Dropping the last reference closes it.
@@ -199,6 +211,10 @@ pub trait Channel: Send + Sync {
 
     /// Takes files out.
     fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>>;
+
+    /// Leaves something in the guest that waits for what it will be given when it is resumed. Its state may be saved when
+    /// the connection is closed.
+    fn make_ready_to_resume(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>>;
 
     /// Resolves when the guest can be reached no more: a connection that merely broke is opened again before that.
     fn lost(&self) -> BoxFuture<'static, Fault>;

@@ -13,8 +13,8 @@ use super::connection::{self, Connection};
 use super::follow::Follower;
 use super::link::Link;
 use super::{
-    Bounds, Channel, Connector, Ended, Line, Position, Script, Take, TakeError, Taken, Target, master,
-    transfer,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Position, Script, Take, TakeError, Taken, Target, fresh,
+    master, transfer,
 };
 use crate::clock::Deadline;
 use crate::ids::RunId;
@@ -42,7 +42,20 @@ impl Connector for SshConnector {
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>> {
         async move {
-            let first = connection::connect(target, deadline).await?;
+            let first = connection::connect(target, None, deadline).await?;
+            Ok(Arc::new(SshChannel { link: Link::new(target.clone(), first) }) as Arc<dyn Channel>)
+        }
+        .boxed()
+    }
+
+    fn connect_resumed<'a>(
+        &'a self,
+        target: &'a Target,
+        fresh: &'a Fresh,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>> {
+        async move {
+            let first = connection::connect(target, Some(fresh), deadline).await?;
             Ok(Arc::new(SshChannel { link: Link::new(target.clone(), first) }) as Arc<dyn Channel>)
         }
         .boxed()
@@ -104,6 +117,15 @@ impl Channel for SshChannel {
 
     fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>> {
         transfer::take(&self.link, take).boxed()
+    }
+
+    fn make_ready_to_resume(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>> {
+        async move {
+            let ask =
+                |on: Arc<Connection>, left| async move { fresh::await_it(&on.wire, left).await }.boxed();
+            self.link.answered(limit, ask).await
+        }
+        .boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

@@ -54,7 +54,7 @@ static ATTACH: LazyLock<String> = LazyLock::new(|| joined(&[PLACE, CLAIM, includ
 static STOP: LazyLock<String> = LazyLock::new(|| joined(&[PLACE, LEFT, CLAIM, include_str!("sh/stop.sh")]));
 
 /// One script of several parts, without their comments, which the guest need not read.
-fn joined(parts: &[&str]) -> String {
+pub(super) fn joined(parts: &[&str]) -> String {
     let lines = parts.iter().flat_map(|part| part.lines());
     let code: Vec<&str> =
         lines.filter(|line| !line.is_empty() && !line.trim_start().starts_with('#')).collect();

@@ -2,6 +2,7 @@
 
 mod adopting;
 mod failing;
+mod goldens;
 mod looking;
 mod performing;
 
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::handle::{LeaseEvent, Lessee, PoolHandle};
-use super::ledger::{Adoption, Changes, Drain, Ledger, Stage, VmRow, Waiting};
+use super::ledger::{Adoption, Changes, Drain, Golden, Ledger, Stage, VmRow, Waiting};
 use super::policy;
 use super::snapshot::{PoolSnapshot, Publisher};
 use crate::clock::{self, Instant, UnixMillis};
@@ -78,11 +79,22 @@ pub struct PoolArguments {
     pub first: Generation,
     /// VMs that builds had under an earlier daemon, which are theirs still.
     pub adopt: Vec<Adoption>,
+    /// Suspended VMs that an earlier daemon made.
+    pub keep: Vec<Golden>,
+    /// Told of each suspended VM that is there, or is no more.
+    pub note_golden: Arc<dyn Fn(GoldenNote) + Send + Sync>,
     /// Told of each generation before it is used.
     pub note_generation: Arc<dyn Fn(Generation) + Send + Sync>,
     pub publish: watch::Sender<Arc<PoolSnapshot>>,
     /// As an earlier run of the daemon left it.
     pub draining: Option<Drain>,
+}
+
+/// What is written down of a suspended VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GoldenNote {
+    Made(Golden),
+    Gone(VmName),
 }
 
 /// Itself, to send messages to and to start children under. Its parts, in the folder `actor`, know it by this name only.
@@ -108,6 +120,8 @@ pub struct PoolBooks {
     /// Who is told when a VM's guest is dead.
     mourners: HashMap<VmName, Lessee>,
     images_asked: HashMap<PoolName, AbortOnDropHandle<()>>,
+    /// When an image was last asked for, so that one with other content is noticed.
+    images_seen: HashMap<PoolName, Instant>,
     disk_asked: Option<AbortOnDropHandle<()>>,
     timer: Option<AbortOnDropHandle<()>>,
     stop: Vec<RpcReplyPort<()>>,
@@ -135,6 +149,7 @@ impl Actor for PoolManager {
             lessees: HashMap::new(),
             mourners: HashMap::new(),
             images_asked: HashMap::new(),
+            images_seen: HashMap::new(),
             disk_asked: None,
             timer: None,
             stop: Vec::new(),
@@ -142,6 +157,7 @@ impl Actor for PoolManager {
             publisher: Publisher::default(),
         };
         books.adopt_all(&me).await?;
+        books.keep_all(&me).await?;
         Ok(books)
     }
 
@@ -252,6 +268,7 @@ impl PoolBooks {
             }
             VmReport::Started { pid } => self.ledger.note_pid(vm, pid),
             VmReport::Warm { channel, address } => self.warmed(vm, channel, address),
+            VmReport::Suspended => self.suspended(vm),
             VmReport::Adopted { channel, address } => self.adopted(me, vm, channel, address),
             VmReport::Healthy => {
                 self.trouble(&vm.pool, |trouble| trouble.mended());
@@ -263,6 +280,7 @@ impl PoolBooks {
                 self.mourn(vm);
             }
             VmReport::Gone => {
+                self.forget_golden(vm);
                 self.ledger.gone(vm);
                 self.handles.remove(vm);
                 self.mourn(vm);
@@ -302,7 +320,7 @@ impl PoolBooks {
             reply.send(()).ok();
         }
         self.arm(me, now);
-        let busy = |vm: &VmRow| vm.state != VmStateName::Quarantined;
+        let busy = |vm: &VmRow| !matches!(vm.state, VmStateName::Quarantined | VmStateName::Suspended);
         if self.ledger.stopping && !self.ledger.vms().values().any(busy) {
             for reply in self.stop.drain(..) {
                 reply.send(()).ok();

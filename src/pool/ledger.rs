@@ -13,6 +13,12 @@
 //!                              +--------> Lost <-------+
 //! ```
 //!
+//! A warm VM that no build has may be suspended instead, for others of its slot to be cloned from: a golden one.
+//!
+//! ```text
+//!   Warm -> Suspending -(permit back)-> Golden -> Dying
+//! ```
+//!
 //! A VM that a build had under an earlier daemon comes into the books as `Leased`, with its permit, or not at all.
 //!
 //! A permit is a token: it is made by [`Host::take`], moved, and given back once. `Lost` keeps the permit when the guest
@@ -22,6 +28,7 @@
 //! for whoever publishes.
 
 mod audit;
+mod goldens;
 mod host;
 mod index;
 mod queue;
@@ -30,10 +37,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+pub use goldens::Golden;
 pub use host::{Host, HostFull, Load, Permit};
 pub use index::{Counts, Index, Place, Tally};
 pub use queue::Queue;
 
+use super::baking::{Baking, Resuming};
 use super::breaker::Breaker;
 use super::limit::MacosLimit;
 use super::trouble::Trouble;
@@ -52,6 +61,10 @@ pub enum Stage {
     Booting,
     Warm,
     Leased(BuildId),
+    /// Its state is being saved.
+    Suspending,
+    /// Its state is saved: others of its slot are cloned from it.
+    Golden,
     Dying,
     Deleting,
     Lost,
@@ -75,6 +88,10 @@ pub struct VmRow {
     pub born: UnixMillis,
     pub address: Option<IpAddr>,
     pub pid: Option<u32>,
+    /// The golden VM that it was cloned from, and resumes as; else it boots.
+    pub origin: Option<VmName>,
+    /// Of a golden VM: what its state depends on.
+    pub key: Option<String>,
 }
 
 impl VmRow {
@@ -112,6 +129,8 @@ pub struct PoolRow {
     /// Unknown until the runtime was asked; without it nothing is cloned.
     pub image: Option<ImageInfo>,
     pub trouble: Trouble,
+    pub resuming: Resuming,
+    pub baking: Baking,
 }
 
 impl PoolRow {
@@ -126,6 +145,11 @@ impl PoolRow {
             memory_mib: pool.memory.map(|m| m.0 >> 20),
             image: None,
             trouble: Trouble::default(),
+            resuming: match pool.resume && !pool.shares_a_folder() {
+                true => Resuming::Unknown,
+                false => Resuming::Off,
+            },
+            baking: Baking::default(),
         }
     }
 
@@ -308,6 +332,8 @@ impl Ledger {
         let row = VmRow {
             name: name.clone(),
             stage: Stage::Preparing,
+            origin: self.golden(pool, slot).map(|golden| golden.name.clone()),
+            key: None,
             edition: self.pools.get(pool).map_or(0, |row| row.edition),
             permit: None,
             state: VmStateName::Cloning,
@@ -346,6 +372,8 @@ impl Ledger {
         let row = VmRow {
             name: name.clone(),
             stage: Stage::Leased(*build),
+            origin: None,
+            key: None,
             edition,
             permit: Some(permit),
             state: VmStateName::Adopting,
@@ -391,6 +419,7 @@ impl Ledger {
             moved
         });
         if moved == Some(true) {
+            self.note_birth(name);
             self.breaker.warmed();
             if self.is_macos(name) {
                 self.limit.warmed(self.host.macos_guests_used());
@@ -414,6 +443,7 @@ impl Ledger {
         let build = match self.vms.get(name)?.stage {
             Stage::Leased(build) => Some(build),
             Stage::Preparing | Stage::Prepared | Stage::Booting | Stage::Warm => None,
+            Stage::Suspending | Stage::Golden => None,
             Stage::Dying | Stage::Deleting | Stage::Lost => return None,
         };
         self.change(name, |row| row.stage = Stage::Dying);

@@ -1,10 +1,11 @@
 //! Many VMs, and who gets which. `ledger` is the books, `policy` reads them and says the next thing to do, `admission` says
 //! what a build waits for; `trouble` how long a pool waits after failures, `breaker` the host, and `limit` what is left of
-//! macOS's slots: all of them are pure. `actor` performs; `recipe` is what a VM is
+//! macOS's slots, `baking` when a VM is suspended for others to resume from: all of them are pure. `actor` performs; `recipe` is what a VM is
 //! made from.
 
 pub mod actor;
 pub mod admission;
+pub mod baking;
 pub mod breaker;
 pub mod follow;
 pub mod handle;

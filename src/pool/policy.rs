@@ -3,7 +3,7 @@
 //!
 //! While the pool is drained, that is only to take away what no build has. Else the order is the policy: serve who waits;
 //! start what is prepared, waiting pools first; clone ahead; make room for who waits; replace what is old or outdated; shed
-//! what is too much.
+//! what is too much; suspend a VM for others to resume from. That comes first where it is overdue.
 //!
 //! It reads no rows to find one: what it looks for is in the ledger's index. `tests/oracle.rs` is the same policy as it reads
 //! with nothing but the rows.
@@ -25,6 +25,8 @@ pub enum Decision {
     Start { vm: VmName },
     /// Clone a VM for the slot.
     Clone { pool: PoolName, slot: SlotId },
+    /// Save the warm VM's state, for others of its slot to be cloned from.
+    Suspend { vm: VmName },
     /// Take the VM away.
     Remove { vm: VmName, why: RetireReason },
 }
@@ -37,7 +39,8 @@ pub fn decide(ledger: &Ledger, now: Instant) -> Option<Decision> {
     if ledger.draining.is_some() {
         return empty(ledger);
     }
-    lease(ledger)
+    suspend_overdue(ledger, now)
+        .or_else(|| lease(ledger))
         .or_else(|| roll::clear_away(ledger))
         .or_else(|| start(ledger, now))
         .or_else(|| clone_ahead(ledger, now))
@@ -45,6 +48,7 @@ pub fn decide(ledger: &Ledger, now: Instant) -> Option<Decision> {
         .or_else(|| replace_aged(ledger, now))
         .or_else(|| roll::replace_outdated(ledger))
         .or_else(|| shed(ledger))
+        .or_else(|| suspend(ledger, now))
 }
 
 /// When to ask again although nothing happened: a pause is over, a VM has its age.
@@ -52,7 +56,7 @@ pub fn wake(ledger: &Ledger, now: Instant) -> Option<Instant> {
     let pools = ledger.standings().flat_map(|pool| {
         let max_age = pool.row.max_age;
         let next = pool.tally.warm_after(now.checked_sub(max_age)).map(|since| since + max_age);
-        pool.row.trouble.wake(now).into_iter().chain(next)
+        pool.row.trouble.wake(now).into_iter().chain(pool.row.baking.wake(now)).chain(next)
     });
     pools.chain(ledger.breaker.wake(now)).chain(ledger.limit.wake(now)).min()
 }
@@ -194,6 +198,36 @@ fn shed(ledger: &Ledger) -> Option<Decision> {
         }
         let vm = named(pool.name, pool.tally.most_dispensable()?);
         Some(Decision::Remove { vm, why: RetireReason::Surplus })
+    })
+}
+
+/// Nobody waits for the pool, so nobody misses the VM until it has resumed as another.
+fn suspend(ledger: &Ledger, now: Instant) -> Option<Decision> {
+    suspendable(ledger, now, |pool| if pool.waiting == 0 { pool.tally.bakeable().next() } else { None })
+}
+
+/// Somebody always waits for the pool, so that its slots would boot for ever.
+fn suspend_overdue(ledger: &Ledger, now: Instant) -> Option<Decision> {
+    suspendable(ledger, now, |pool| {
+        let overdue = |slot: &SlotId| pool.waiting > 0 && pool.row.baking.overdue(*slot);
+        pool.tally.bakeable().find(overdue)
+    })
+}
+
+/// One at a time on the host, and only where all is well: it takes disk and processor time from those that work.
+fn suspendable(
+    ledger: &Ledger,
+    now: Instant,
+    which: impl Fn(Standing<'_>) -> Option<SlotId>,
+) -> Option<Decision> {
+    if ledger.disk_low || ledger.index().suspending() > 0 || ledger.breaker.opened().is_some() {
+        return None;
+    }
+    let well = |pool: &Standing<'_>| pool.row.trouble.current().is_none() && pool.row.baking.allows(now);
+    ledger.standings().filter(well).find_map(|pool| {
+        let slot = which(pool)?;
+        let vm = ledger.slot(pool.name, slot).find(|vm| vm.stage == Stage::Warm)?;
+        Some(Decision::Suspend { vm: vm.name.clone() })
     })
 }
 

@@ -34,9 +34,11 @@ pub struct PoolSnapshot {
 }
 
 impl PoolSnapshot {
-    /// VMs that exist and can be removed. What is quarantined is lost until somebody mends it, and nobody should wait for it.
+    /// VMs that exist and would go. What is quarantined is lost until somebody mends it, and nobody should wait for it; what is
+    /// suspended takes nothing but disk space and is there to stay.
     pub fn present(&self) -> usize {
-        self.vms.iter().filter(|vm| vm.state != VmStateName::Quarantined.as_str()).count()
+        let stay = [VmStateName::Quarantined, VmStateName::Suspended].map(VmStateName::as_str);
+        self.vms.iter().filter(|vm| !stay.contains(&vm.state.as_str())).count()
     }
 
     /// Whether a build has a VM.
@@ -241,6 +243,7 @@ fn vm_view(vm: &VmRow) -> VmView {
         build: match vm.stage {
             Stage::Leased(build) => Some(build),
             Stage::Preparing | Stage::Prepared | Stage::Booting | Stage::Warm => None,
+            Stage::Suspending | Stage::Golden => None,
             Stage::Dying | Stage::Deleting | Stage::Lost => None,
         },
         pid: vm.pid,

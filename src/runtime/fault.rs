@@ -51,6 +51,14 @@ pub enum Reason {
     Softnet,
     /// A saved state could not be restored.
     RestoreRefused,
+    /// A saved state is gone: the guest booted instead.
+    StateLost,
+    /// The guest saved its state and ended. Unasked, somebody else asked for it.
+    Suspended,
+    /// The guest's state could not be saved.
+    SuspendFailed,
+    /// A resumed guest could not be given a clock, randomness and host keys of its own.
+    NotFresh,
     /// The guest got no address in time.
     NoAddress,
     /// The guest crashed or powered itself off.
@@ -75,7 +83,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::VerbTimeout,
         Self::VerbFailed,
         Self::ProgramMissing,
@@ -91,6 +99,10 @@ impl Reason {
         Self::HostKey,
         Self::Softnet,
         Self::RestoreRefused,
+        Self::StateLost,
+        Self::Suspended,
+        Self::SuspendFailed,
+        Self::NotFresh,
         Self::NoAddress,
         Self::GuestStopped,
         Self::SshTimeout,
@@ -121,6 +133,10 @@ impl Reason {
             Self::HostKey => "host_key",
             Self::Softnet => "softnet",
             Self::RestoreRefused => "restore_refused",
+            Self::StateLost => "state_lost",
+            Self::Suspended => "suspended",
+            Self::SuspendFailed => "suspend_failed",
+            Self::NotFresh => "not_fresh",
             Self::NoAddress => "no_address",
             Self::GuestStopped => "guest_stopped",
             Self::SshTimeout => "ssh_timeout",
@@ -142,6 +158,10 @@ impl Reason {
             | Self::AlreadyRunning
             | Self::NotRunning
             | Self::RestoreRefused
+            | Self::StateLost
+            | Self::Suspended
+            | Self::SuspendFailed
+            | Self::NotFresh
             | Self::GuestStopped
             | Self::SshTimeout
             | Self::ConnectionLost
@@ -203,6 +223,9 @@ impl Reason {
             Self::GuestDiskFull => {
                 Some("give the pool a larger `disk`, or let the build send and write less")
             }
+            Self::NotFresh => Some(
+                "the pool's `user` must be allowed `sudo` without a password in the image; or set the pool's `resume = false`",
+            ),
             Self::WarmupFailed => Some("run the pool's `warmup` by hand in a VM of this image"),
             Self::VerbTimeout
             | Self::VerbFailed
@@ -210,6 +233,9 @@ impl Reason {
             | Self::AlreadyRunning
             | Self::NotRunning
             | Self::RestoreRefused
+            | Self::StateLost
+            | Self::Suspended
+            | Self::SuspendFailed
             | Self::GuestStopped
             | Self::SshTimeout
             | Self::ConnectionLost

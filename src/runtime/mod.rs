@@ -30,12 +30,16 @@ pub struct Shape {
     /// A serial number of its own: two running macOS guests with one are undefined behaviour, and Apple's asset
     /// downloads fail in a clone that shares its image's.
     pub fresh_serial: bool,
+    /// A network address of its own, whatever the image's is: what is resumed from its saved state will keep it.
+    pub fresh_mac: bool,
 }
 
 /// How a VM is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOptions {
     pub network: Network,
+    /// With devices whose state can be saved. A saved state is restored only under the options it was saved under.
+    pub suspendable: bool,
     /// Further arguments of `tart run`, as the operator wrote them.
     pub extra_args: Vec<String>,
 }
@@ -54,6 +58,9 @@ pub struct ImageInfo {
     pub os: GuestOs,
     pub cpus: u16,
     pub memory_mib: u64,
+    /// Changes with the image's content, with the runtime's version and with the host's system: with each of them a state
+    /// that was saved before is worth nothing.
+    pub identity: String,
 }
 
 /// A VM's state as the runtime lists it.
@@ -88,7 +95,7 @@ pub trait RunProcess: Send {
 
 /// The verbs. Each has its own deadline inside; every error says which verb failed and how.
 pub trait Runtime: Send + Sync + 'static {
-    /// Clones `image` to `vm`. A clone takes no slot.
+    /// Clones `image` to `vm`. A clone takes no slot. That of a suspended VM is suspended, and has its network address.
     fn clone_image<'a>(&'a self, image: &'a str, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>>;
 
     /// Sets the shape of a clone that never ran.
@@ -111,6 +118,18 @@ pub trait Runtime: Send + Sync + 'static {
         network: &'a Network,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<IpAddr, Fault>>;
+
+    /// Waits until a VM that was started says that it goes on from its saved state.
+    ///
+    /// A fault of [`Reason::StateLost`] when it boots instead: the runtime does not call that a failure.
+    fn restored<'a>(&'a self, vm: &'a VmName, deadline: Deadline) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// Asks a running VM to save its state and end. Its process ends soon after: with [`Reason::Suspended`] when it did,
+    /// and with any other when it died of it.
+    fn suspend<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// How the runtime lists one VM.
+    fn state<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<ListedState, Fault>>;
 
     /// Stops a VM that somebody else started (an orphan): a power cut.
     fn stop<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>>;

@@ -19,7 +19,7 @@ use super::{
 use crate::clock::Deadline;
 use crate::config::Network;
 use crate::guest::{
-    Bounds, Channel, Connector, Ended, Line, Position, Script, Stream, Take, TakeError, Taken, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Position, Script, Stream, Take, TakeError, Taken, Target,
 };
 use crate::ids::RunId;
 
@@ -30,8 +30,13 @@ pub enum Step {
     Configure,
     Start,
     Adopt,
+    Restore,
+    Suspend,
+    State,
     Address,
     Connect,
+    GetReady,
+    Freshen,
     Probe,
     PutTree,
     Run,
@@ -66,11 +71,15 @@ struct Inner {
     always: HashMap<Step, Behaviour>,
     history: Vec<(Step, String)>,
     running_most: usize,
+    made: u32,
+    identity: String,
 }
 
 #[derive(Clone)]
 struct SimVm {
     state: ListedState,
+    /// It was suspended when it was started.
+    resumed: bool,
     address: IpAddr,
     /// Cancelled when the guest dies.
     dead: CancellationToken,
@@ -129,6 +138,11 @@ impl Sim {
         self.lock().vms.remove(name);
     }
 
+    /// Images have other content from now on.
+    pub fn replace_images(&self, identity: &str) {
+        identity.clone_into(&mut self.lock().identity);
+    }
+
     /// How often `step` was done.
     pub fn count(&self, step: Step) -> usize {
         self.lock().history.iter().filter(|(s, _)| *s == step).count()
@@ -172,9 +186,12 @@ impl Sim {
 
 impl Inner {
     fn insert(&mut self, name: &str, state: ListedState) {
-        let [_, _, high, low] = u32::try_from(self.vms.len()).unwrap_or(0).to_be_bytes();
+        // No two that are there at once have one address.
+        self.made += 1;
+        let [_, _, high, low] = self.made.to_be_bytes();
         let address = IpAddr::V4(Ipv4Addr::new(127, 99, high, low));
-        let vm = SimVm { state, address, dead: CancellationToken::new(), runs: Arc::default() };
+        let vm =
+            SimVm { state, resumed: false, address, dead: CancellationToken::new(), runs: Arc::default() };
         self.vms.insert(name.to_owned(), vm);
     }
 
@@ -185,10 +202,16 @@ impl Inner {
 }
 
 impl Runtime for Sim {
-    fn clone_image<'a>(&'a self, _image: &'a str, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
+    fn clone_image<'a>(&'a self, image: &'a str, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
             self.act(Step::Clone, &vm.to_string()).await?;
-            self.lock().insert(&vm.to_string(), ListedState::Stopped);
+            let mut inner = self.lock();
+            let source = inner.vms.get(image).map(|source| source.state);
+            let suspended = source == Some(ListedState::Suspended);
+            inner.insert(
+                &vm.to_string(),
+                if suspended { ListedState::Suspended } else { ListedState::Stopped },
+            );
             Ok(())
         }
         .boxed()
@@ -209,6 +232,7 @@ impl Runtime for Sim {
             let dead = self.vm(&name)?.dead;
             let mut inner = self.lock();
             if let Some(vm) = inner.vms.get_mut(&name) {
+                vm.resumed = vm.state == ListedState::Suspended;
                 vm.state = ListedState::Running;
             }
             inner.note_running();
@@ -238,6 +262,38 @@ impl Runtime for Sim {
             let acted = timeout(deadline.left(), self.act(Step::Address, &vm.to_string())).await;
             acted.unwrap_or_else(|_| Err(Fault::new(Reason::NoAddress, "sim ip", "no IP address found")))?;
             Ok(self.vm(&vm.to_string())?.address)
+        }
+        .boxed()
+    }
+
+    fn restored<'a>(&'a self, vm: &'a VmName, deadline: Deadline) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let lost = |text: &str| Fault::new(Reason::StateLost, "sim run", text);
+            let acted = timeout(deadline.left(), self.act(Step::Restore, &vm.to_string())).await;
+            acted.unwrap_or_else(|_| Err(lost("it does not say that it resumes")))?;
+            if self.vm(&vm.to_string())?.resumed { Ok(()) } else { Err(lost("it booted")) }
+        }
+        .boxed()
+    }
+
+    fn suspend<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let name = vm.to_string();
+            self.act(Step::Suspend, &name).await?;
+            let dead = self.vm(&name)?.dead;
+            if let Some(vm) = self.lock().vms.get_mut(&name) {
+                vm.state = ListedState::Suspended;
+            }
+            dead.cancel();
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn state<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<ListedState, Fault>> {
+        async move {
+            self.act(Step::State, &vm.to_string()).await?;
+            Ok(self.vm(&vm.to_string())?.state)
         }
         .boxed()
     }
@@ -278,7 +334,7 @@ impl Runtime for Sim {
         async move {
             self.act(Step::Image, image).await?;
             let os = if image.contains("macos") { GuestOs::Darwin } else { GuestOs::Linux };
-            Ok(ImageInfo { os, cpus: 1, memory_mib: 512 })
+            Ok(ImageInfo { os, cpus: 1, memory_mib: 512, identity: self.lock().identity.clone() })
         }
         .boxed()
     }
@@ -302,7 +358,12 @@ impl RunProcess for SimRun {
     fn ended(&mut self) -> BoxFuture<'_, Fault> {
         async move {
             self.dead.cancelled().await;
-            Fault::new(Reason::GuestStopped, "sim run", "the guest died")
+            match self.sim.vm(&self.name).map(|vm| vm.state) {
+                Ok(ListedState::Suspended) => Fault::new(Reason::Suspended, "sim run", "it was suspended"),
+                Ok(ListedState::Running | ListedState::Stopped) | Err(_) => {
+                    Fault::new(Reason::GuestStopped, "sim run", "the guest died")
+                }
+            }
         }
         .boxed()
     }
@@ -337,6 +398,21 @@ impl Connector for Sim {
             let channel =
                 SimChannel { sim: self.clone(), dead: vm.dead.child_token(), runs: vm.runs.clone() };
             Ok(Arc::new(channel) as Arc<dyn Channel>)
+        }
+        .boxed()
+    }
+
+    fn connect_resumed<'a>(
+        &'a self,
+        target: &'a Target,
+        _fresh: &'a Fresh,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>> {
+        async move {
+            let channel = self.connect(target, deadline).await?;
+            let late = || Err(Fault::new(Reason::NotFresh, "sim freshen", "no answer in time"));
+            timeout(deadline.left(), self.act(Step::Freshen, "")).await.unwrap_or_else(|_| late())?;
+            Ok(channel)
         }
         .boxed()
     }
@@ -485,6 +561,10 @@ impl Channel for SimChannel {
             self.see_through(output, from.out, bounds.timeout, lines, cancel).await.map(Some)
         }
         .boxed()
+    }
+
+    fn make_ready_to_resume(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>> {
+        self.alive(Step::GetReady, limit).boxed()
     }
 
     fn abandon(&self, _why: Fault) {

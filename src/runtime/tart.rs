@@ -13,6 +13,9 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use tokio::time::timeout;
 
+mod files;
+mod watched;
+
 use super::command::{CommandError, Group, Invocation, Output, Streams};
 use super::lock_owner::Adopted;
 use super::{
@@ -100,6 +103,7 @@ impl Tart {
         let group = self
             .invocation(Verb::Run)
             .args([vm.to_string(), "--no-graphics".into(), "--no-audio".into(), "--no-clipboard".into()])
+            .args(options.suspendable.then_some("--suspendable"))
             .args(network_args(&options.network))
             .args(&options.extra_args)
             .spawn(Streams::File(log))
@@ -134,6 +138,7 @@ impl Runtime for Tart {
             number("--memory", shape.memory_mib);
             number("--disk-size", shape.disk_gb);
             args.extend(shape.fresh_serial.then(|| "--random-serial".to_owned()));
+            args.extend(shape.fresh_mac.then(|| "--random-mac".to_owned()));
             if args.len() == 1 {
                 return Ok(());
             }
@@ -171,6 +176,10 @@ impl Runtime for Tart {
     ) -> BoxFuture<'a, Result<IpAddr, Fault>> {
         async move {
             let name = vm.to_string();
+            if resolver(network) == Resolver::Dhcp {
+                // The rest is for the verb itself, which says what is wrong.
+                files::leased(&self.home, &name, Deadline::after(deadline.left() * 3 / 4)).await;
+            }
             loop {
                 let wait = deadline.left().as_secs().clamp(1, IP_WAIT_SECONDS);
                 let wait_text = wait.to_string();
@@ -184,6 +193,37 @@ impl Runtime for Tart {
                     Err(fault) => return Err(fault),
                 }
             }
+        }
+        .boxed()
+    }
+
+    fn restored<'a>(&'a self, vm: &'a VmName, deadline: Deadline) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let log = self.run_log(vm);
+            let said = watched::until(&log, deadline, || restoration(&tail(&log))).await;
+            let text = match said {
+                Some(Restoration::Done) => return Ok(()),
+                Some(Restoration::Dropped) => "its address was taken, so it booted",
+                None => "it did not say that it resumes in time",
+            };
+            Err(Fault::new(Reason::StateLost, "tart run", text))
+        }
+        .boxed()
+    }
+
+    fn suspend<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let asked = self.verb(Verb::Suspend, &[&vm.to_string()], self.deadline(|d| d.query)).await;
+            asked.map(drop)
+        }
+        .boxed()
+    }
+
+    fn state<'a>(&'a self, vm: &'a VmName) -> BoxFuture<'a, Result<ListedState, Fault>> {
+        async move {
+            let args = [&vm.to_string(), "--format", "json"];
+            let output = self.verb(Verb::Get, &args, self.deadline(|d| d.query)).await?;
+            parse_state(&output.stdout)
         }
         .boxed()
     }
@@ -234,7 +274,11 @@ impl Runtime for Tart {
     fn image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ImageInfo, Fault>> {
         async move {
             match self.verb(Verb::Get, &[image, "--format", "json"], self.deadline(|d| d.query)).await {
-                Ok(output) => parse_image(&output.stdout),
+                Ok(output) => {
+                    let mut info = parse_image(&output.stdout)?;
+                    info.identity = files::identity(&self.home, image, &self.version().await?);
+                    Ok(info)
+                }
                 Err(mut fault) => {
                     if fault.reason == Reason::VmMissing {
                         fault.reason = Reason::ImageMissing;
@@ -321,6 +365,14 @@ fn network_args(network: &Network) -> Vec<String> {
     }
 }
 
+/// How Tart finds an address in this network.
+fn resolver(network: &Network) -> Resolver {
+    match network {
+        Network::Nat | Network::Softnet { .. } => Resolver::Dhcp,
+        Network::Bridged { resolver, .. } => *resolver,
+    }
+}
+
 fn resolver_args(network: &Network) -> Vec<&'static str> {
     match network {
         Network::Nat | Network::Softnet { .. } => Vec::new(),
@@ -333,6 +385,20 @@ fn resolver_args(network: &Network) -> Vec<&'static str> {
             },
         ],
     }
+}
+
+/// What a `run` has said of its saved state.
+#[derive(Debug, PartialEq, Eq)]
+enum Restoration {
+    Done,
+    Dropped,
+}
+
+fn restoration(log: &str) -> Option<Restoration> {
+    if log.contains("Resetting VM to assign a new MAC address") {
+        return Some(Restoration::Dropped);
+    }
+    log.contains("resuming VM...").then_some(Restoration::Done)
 }
 
 fn command_fault(verb: Verb, error: &CommandError) -> Fault {
@@ -358,6 +424,8 @@ const TEXTS: &[(&str, Reason)] = &[
     ("SecKeyCreateRandomKey_ios failed", Reason::HostKey),
     ("Interaction is not allowed with the Security Server", Reason::HostKey),
     ("Softnet failed", Reason::Softnet),
+    ("snapshot created successfully", Reason::Suspended),
+    ("Failed to suspend the VM", Reason::SuspendFailed),
     ("failed to restore", Reason::RestoreRefused),
     ("VZErrorDomain Code=12", Reason::RestoreRefused),
     ("no IP address found", Reason::NoAddress),
@@ -456,16 +524,31 @@ fn parse_list(json: &str) -> Result<Vec<Listed>, Fault> {
         .map_err(|e| Fault::new(Reason::VerbFailed, "tart list", format!("its JSON does not parse: {e}")))?;
     let local = rows.into_iter().filter(|row| row.source.eq_ignore_ascii_case("local"));
     Ok(local
-        .map(|row| {
-            let state = match row.state.as_deref() {
-                Some("running") => ListedState::Running,
-                Some("suspended") => ListedState::Suspended,
-                Some(_) | None if row.running => ListedState::Running,
-                Some(_) | None => ListedState::Stopped,
-            };
-            Listed { name: row.name, state }
-        })
+        .map(|row| Listed { state: listed_state(row.state.as_deref(), row.running), name: row.name })
         .collect())
+}
+
+fn listed_state(state: Option<&str>, running: bool) -> ListedState {
+    match state {
+        Some("running") => ListedState::Running,
+        Some("suspended") => ListedState::Suspended,
+        Some(_) | None if running => ListedState::Running,
+        Some(_) | None => ListedState::Stopped,
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct StateRow {
+    #[serde(default)]
+    running: bool,
+    state: Option<String>,
+}
+
+fn parse_state(json: &str) -> Result<ListedState, Fault> {
+    let row: StateRow = serde_json::from_str(json)
+        .map_err(|e| Fault::new(Reason::VerbFailed, "tart get", format!("its JSON does not parse: {e}")))?;
+    Ok(listed_state(row.state.as_deref(), row.running))
 }
 
 #[derive(Deserialize)]
@@ -493,7 +576,7 @@ fn parse_image(json: &str) -> Result<ImageInfo, Fault> {
             ));
         }
     };
-    Ok(ImageInfo { os, cpus: row.cpu, memory_mib: row.memory })
+    Ok(ImageInfo { os, cpus: row.cpu, memory_mib: row.memory, identity: String::new() })
 }
 
 #[cfg(test)]

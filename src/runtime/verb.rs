@@ -7,6 +7,7 @@ pub enum Verb {
     Set,
     Run,
     Ip,
+    Suspend,
     Stop,
     Delete,
     List,
@@ -17,11 +18,12 @@ pub enum Verb {
 
 impl Verb {
     /// Every verb.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Clone,
         Self::Set,
         Self::Run,
         Self::Ip,
+        Self::Suspend,
         Self::Stop,
         Self::Delete,
         Self::List,
@@ -37,6 +39,7 @@ impl Verb {
             Self::Set => "set",
             Self::Run => "run",
             Self::Ip => "ip",
+            Self::Suspend => "suspend",
             Self::Stop => "stop",
             Self::Delete => "delete",
             Self::List => "list",

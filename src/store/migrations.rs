@@ -35,6 +35,9 @@ const STEPS: &[&str] = &[
     "
     CREATE TABLE secrets (build INTEGER PRIMARY KEY, sealed BLOB NOT NULL) STRICT;
 ",
+    "
+    CREATE TABLE goldens (vm TEXT PRIMARY KEY, key TEXT NOT NULL) STRICT;
+",
 ];
 
 /// Sets a connection up and runs the steps that are missing.

@@ -1,6 +1,7 @@
 //! The journal: SQLite. What has been accepted is here before anybody is told so. An operator can read it with `sqlite3`
 //! while the daemon runs.
 
+mod goldens;
 mod migrations;
 pub mod record;
 pub mod seal;

@@ -165,7 +165,7 @@ async fn a_journal_from_before_secrets_were_kept_is_brought_up_to_date() {
     let build = store.insert(record(), Arc::default()).await.expect("written");
     drop(store);
     let old = Connection::open(&path).expect("opens");
-    old.execute_batch("DROP TABLE secrets; PRAGMA user_version = 1").expect("as it was");
+    old.execute_batch("DROP TABLE secrets; DROP TABLE goldens; PRAGMA user_version = 1").expect("as it was");
     drop(old);
     let store = Store::open(&path).expect("it opens");
     assert_eq!(store.unfinished().await.expect("read"), std::slice::from_ref(&build));

@@ -1,6 +1,6 @@
 //! What an earlier daemon left on the host: VMs whose builds were at work are kept for them, the rest is taken away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::ids::{BuildId, Generation, PoolName};
 use crate::janitor;
 use crate::janitor::plan::Expected;
-use crate::pool::ledger::{Adoption, Ledger};
+use crate::pool::ledger::{Adoption, Golden, Ledger};
 use crate::runtime::{Listed, ListedState, Parsed, Runtime, VmName};
 use crate::store::{BuildRecord, Store, StoreError, Values};
 use crate::telemetry::events::{AdoptionEnd, Degraded, VmAdopted};
@@ -29,6 +29,8 @@ pub struct Found {
     pub first: Generation,
     /// VMs that run and are their builds' still.
     pub adopt: Vec<Adoption>,
+    /// Suspended VMs that others can be cloned from.
+    pub keep: Vec<Golden>,
 }
 
 /// Takes away what an earlier daemon left but the VMs whose builds go on in them, and finds the first generation that was
@@ -50,8 +52,9 @@ pub async fn clear_up(config: &Config, runtime: &dyn Runtime, store: &Store) -> 
     }
     let wanted = candidates(config, unfinished, &listed);
     let adopt = those_that_fit(config, runtime, first, wanted).await;
-    let kept: BTreeMap<String, Expected> =
-        adopt.iter().map(|adoption| (adoption.vm.to_string(), Expected::There)).collect();
+    let keep = goldens(config, store, &listed).await?;
+    let kept = adopt.iter().map(|adoption| &adoption.vm).chain(keep.iter().map(|golden| &golden.vm));
+    let kept: BTreeMap<String, Expected> = kept.map(|vm| (vm.to_string(), Expected::There)).collect();
     match timeout(CLEARING_MAX, janitor::reconcile(runtime, || kept.clone())).await {
         Ok(Ok(_)) => {}
         Ok(Err(fault)) => {
@@ -60,7 +63,26 @@ pub async fn clear_up(config: &Config, runtime: &dyn Runtime, store: &Store) -> 
         }
         Err(_) => Degraded { what: "clearing up", error: "not done in time".into() }.emit(),
     }
-    Ok(Found { first, adopt })
+    Ok(Found { first, adopt, keep })
+}
+
+/// Those that are written down, are still there, and have a place; one a slot. Whether their state is worth something still
+/// is seen when their image is known.
+async fn goldens(config: &Config, store: &Store, listed: &[Listed]) -> Result<Vec<Golden>, StoreError> {
+    let suspended = listed.iter().filter(|row| row.state == ListedState::Suspended).filter_map(ours);
+    let there: BTreeSet<VmName> = suspended.collect();
+    let (mut keep, mut slots) = (Vec::new(), BTreeSet::new());
+    for (name, key) in store.goldens().await?.into_iter().rev() {
+        let known = there.iter().find(|vm| vm.to_string() == name).filter(|vm| {
+            let pool = config.pools.get(&vm.pool);
+            pool.is_some_and(|pool| pool.resume && vm.slot.0 < pool.max)
+        });
+        match known.filter(|vm| slots.insert((vm.pool.clone(), vm.slot))) {
+            Some(vm) => keep.push(Golden { vm: vm.clone(), key }),
+            None => store.forget_golden(name).await?,
+        }
+    }
+    Ok(keep)
 }
 
 /// What is on the host; nothing when it cannot be listed. Builds depend on it, so one failure decides nothing.

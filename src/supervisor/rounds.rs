@@ -44,7 +44,7 @@ pub fn expected(snapshot: &PoolSnapshot) -> BTreeMap<String, Expected> {
         Some(VmStateName::Cloned | VmStateName::Configured) => Expected::There,
         // Its process is on its way, and says itself when it ends.
         Some(VmStateName::Starting | VmStateName::Addressed | VmStateName::Answering) => Expected::There,
-        Some(VmStateName::Adopting) => Expected::There,
+        Some(VmStateName::Adopting | VmStateName::Suspending | VmStateName::Suspended) => Expected::There,
         Some(VmStateName::Quarantined) => Expected::Quarantined,
         Some(VmStateName::Cloning | VmStateName::Removing) | None => Expected::Changing,
     };

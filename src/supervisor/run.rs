@@ -36,7 +36,7 @@ use crate::config::{Config, Live, Loaded};
 use crate::guest::Connector;
 use crate::guest::ssh::{self, SshConnector};
 use crate::ids::{BuildId, Generation};
-use crate::pool::actor::PoolArguments;
+use crate::pool::actor::{GoldenNote, PoolArguments};
 use crate::pool::ledger::Drain;
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
@@ -48,6 +48,10 @@ use crate::upload::sink::{Courier, Sinks};
 
 /// A question to the supervisor.
 const ASK_MAX: Duration = Duration::from_secs(10);
+
+/// Notes of suspended VMs on their way to the journal: one VM is suspended at a time, so more than a few means that the disk
+/// stands still.
+const GOLDEN_NOTES_MAX: usize = 1024;
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -220,6 +224,8 @@ impl Daemon {
             connector,
             first: found.first,
             adopt: found.adopt,
+            keep: found.keep,
+            note_golden: note_goldens(store.clone()),
             note_generation: note_generations(store.clone()),
             publish,
             draining: store.draining().await?.then_some(Drain::Asked),
@@ -360,6 +366,28 @@ fn note_generations(store: Store) -> Arc<dyn Fn(Generation) + Send + Sync> {
     });
     Arc::new(move |generation| {
         newest.send_replace(generation);
+    })
+}
+
+/// Suspended VMs likewise: one that is not written down is cleared away by the next daemon, and made again.
+fn note_goldens(store: Store) -> Arc<dyn Fn(GoldenNote) + Send + Sync> {
+    let (tell, mut told) = mpsc::channel(GOLDEN_NOTES_MAX);
+    tokio::spawn(async move {
+        while let Some(note) = told.recv().await {
+            let noted = match note {
+                GoldenNote::Made(golden) => store.note_golden(golden.vm.to_string(), golden.key).await,
+                GoldenNote::Gone(vm) => store.forget_golden(vm.to_string()).await,
+            };
+            if let Err(error) = noted {
+                Degraded { what: "journal", error: error.to_string() }.emit();
+            }
+        }
+    });
+    Arc::new(move |note| {
+        if tell.try_send(note).is_err() {
+            Degraded { what: "journal", error: "too many suspended VMs wait to be written down".into() }
+                .emit();
+        }
     })
 }
 

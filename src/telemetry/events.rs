@@ -1,7 +1,10 @@
 //! What happens, as typed events. `emit` logs and counts in one place, so that the two cannot tell different stories.
 
+mod golden;
+
 use std::time::Duration;
 
+pub use golden::{GoldenFailed, GoldenMade, ResumeFellBack};
 use metrics::{counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
 
@@ -305,13 +308,16 @@ pub struct VmWarmed<'a> {
     pub vm: &'a VmName,
     /// From `run` to warm.
     pub took: Duration,
+    /// From a saved state; else it booted.
+    pub resumed: bool,
 }
 impl VmWarmed<'_> {
     /// Logs and counts it.
     pub fn emit(self) {
         let pool = self.vm.pool.to_string();
-        histogram!(names::VM_BOOT_SECONDS, "pool" => pool, "path" => "cold").record(self.took);
-        info!(vm = %self.vm, took_ms = self.took.as_millis() as u64, "vm warm");
+        let path = if self.resumed { "resume" } else { "cold" };
+        histogram!(names::VM_BOOT_SECONDS, "pool" => pool, "path" => path).record(self.took);
+        info!(vm = %self.vm, path, took_ms = self.took.as_millis() as u64, "vm warm");
     }
 }
 

@@ -150,6 +150,12 @@ fn zero_pool(pool: &str) {
     for path in ["cold", "resume"] {
         histogram_at_zero(names::VM_BOOT_SECONDS, &[("pool", &pool()), ("path", path)]);
     }
+    for reason in Reason::ALL {
+        counter!(names::RESUME_FALLBACKS, "pool" => pool(), "reason" => reason.as_str()).absolute(0);
+    }
+    for result in ["ok", "error"] {
+        counter!(names::GOLDENS_MADE, "pool" => pool(), "result" => result).absolute(0);
+    }
     for phase in BirthPhase::ALL {
         histogram_at_zero(names::VM_BOOT_PHASE_SECONDS, &[("pool", &pool()), ("phase", phase.as_str())]);
     }

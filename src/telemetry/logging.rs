@@ -61,7 +61,8 @@ impl Filter {
 }
 
 fn filter(text: &str) -> Result<EnvFilter, LoggingError> {
-    // ractor wraps each actor's events into a span that says its number, which tells nobody anything.
-    EnvFilter::try_new(format!("ractor=off,{text}"))
+    // ractor wraps each actor's events into a span that says its number, which tells nobody anything; and that a file which was
+    // watched is gone is no news.
+    EnvFilter::try_new(format!("ractor=off,notify=warn,{text}"))
         .map_err(|e| LoggingError::Filter { filter: text.to_owned(), text: e.to_string() })
 }

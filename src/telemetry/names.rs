@@ -66,6 +66,8 @@ catalogue! {
     CLAIMS = "preheat_claims_total", Counter, ["pool", "result"], "Claims of a VM: a hit was served by a warm VM at once, a miss waited.";
     CLAIM_SECONDS = "preheat_claim_duration_seconds", Histogram(WAIT), ["pool", "result"], "From the claim of a VM to its lease.";
     VM_BOOT_SECONDS = "preheat_vm_boot_seconds", Histogram(BOOT), ["pool", "path"], "From run to warm, by path: cold or resume.";
+    RESUME_FALLBACKS = "preheat_resume_fallbacks_total", Counter, ["pool", "reason"], "VMs that should have resumed from a saved state and did not, by the reason: their slot boots.";
+    GOLDENS_MADE = "preheat_goldens_made_total", Counter, ["pool", "result"], "Warm VMs that were suspended for their slots to resume from, or failed to be.";
     VM_BOOT_PHASE_SECONDS = "preheat_vm_boot_phase_seconds", Histogram(BOOT), ["pool", "phase"], "One phase of a VM's birth.";
     VM_FAILURES = "preheat_vm_failures_total", Counter, ["phase", "reason"], "VMs that failed, by the phase of their life and the reason.";
     VMS_CREATED = "preheat_vms_created_total", Counter, ["pool"], "VMs whose clone was begun: the attempts beside the failures.";

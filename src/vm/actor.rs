@@ -7,7 +7,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::birth::{self, Answered, Recipe, Stillborn};
+use super::birth::{self, Answered, Origin, Recipe, Stillborn};
 use super::handle::{Reporter, VmCommand, VmHandle, VmReport};
 use super::removal::{self, Watch};
 use super::state::{self, BirthPhase, Effect, Event, VmPhase, VmStateName};
@@ -33,6 +33,8 @@ pub enum TaskReport {
     Answered(Answered),
     Stillborn(Stillborn),
     NotAdopted(Fault),
+    Suspended,
+    NotSuspended(Fault),
     RunEnded(Fault),
     ConnectionLost(Fault),
     ProbeDue,
@@ -49,6 +51,8 @@ pub enum Begin {
     Birth,
     /// With what runs already: a build had it under an earlier daemon.
     Adoption,
+    /// With what lies on the disk: an earlier daemon suspended it.
+    Keeping,
     /// With removal: an earlier actor of this VM failed.
     Removal,
 }
@@ -110,6 +114,10 @@ impl Actor for VmActor {
         match args.begin {
             Begin::Birth => life.prepare(&me),
             Begin::Adoption => life.adopt(&me),
+            Begin::Keeping => {
+                life.state = VmStateName::Suspended;
+                (life.report)(&life.recipe.name, VmReport::State(life.state));
+            }
             Begin::Removal => {
                 life.started = Some(clock::now());
                 life.step(&me, Event::Failed);
@@ -154,6 +162,7 @@ impl VmLife {
         match command {
             VmCommand::GrantSlot => self.step(me, Event::SlotGranted),
             VmCommand::Lease => self.step(me, Event::Leased),
+            VmCommand::Suspend => self.step(me, Event::SuspendAsked),
             VmCommand::Remove(reason) => {
                 if !matches!(self.state, VmStateName::Removing | VmStateName::Quarantined) {
                     VmRetired { vm: &self.recipe.name, reason }.emit();
@@ -183,6 +192,13 @@ impl VmLife {
                 self.fail(me, VmPhase::Birth(phase), &fault);
             }
             TaskReport::NotAdopted(fault) => self.fail(me, VmPhase::Adoption, &fault),
+            TaskReport::Suspended => self.step(me, Event::Suspended),
+            TaskReport::NotSuspended(fault) => self.fail(me, VmPhase::Suspend, &fault),
+            TaskReport::RunEnded(fault)
+                if fault.reason == Reason::Suspended && self.state == VmStateName::Suspending =>
+            {
+                self.look_at_state(me);
+            }
             TaskReport::RunEnded(fault)
             | TaskReport::ConnectionLost(fault)
             | TaskReport::Probed(Err(fault)) => {
@@ -222,6 +238,11 @@ impl VmLife {
             Effect::ReportPrepared => (self.report)(&self.recipe.name, VmReport::Prepared),
             Effect::Boot => self.boot(me),
             Effect::ReportWarm => self.report_warm(me),
+            Effect::Suspend => self.suspend(me),
+            Effect::ReportSuspended => {
+                (self.watch, self.started) = (None, None);
+                (self.report)(&self.recipe.name, VmReport::Suspended);
+            }
             Effect::Remove => self.remove(me),
             Effect::ReportGone => {
                 (self.report)(&self.recipe.name, VmReport::Gone);
@@ -240,6 +261,8 @@ impl VmLife {
             VmStateName::Answering => VmPhase::Birth(BirthPhase::Warmup),
             VmStateName::Warm => VmPhase::Warm,
             VmStateName::Leased => VmPhase::Leased,
+            VmStateName::Suspending => VmPhase::Suspend,
+            VmStateName::Suspended => VmPhase::Suspended,
             VmStateName::Adopting => VmPhase::Adoption,
             VmStateName::Removing | VmStateName::Quarantined => VmPhase::Removal,
         }
@@ -282,6 +305,29 @@ impl VmLife {
                     Err(stillborn) => TaskReport::Stillborn(stillborn),
                 },
             );
+        });
+    }
+
+    /// The guest's own end is the sign that it is done.
+    fn suspend(&mut self, me: &ActorRef<VmMessage>) {
+        self.listener = None;
+        let Some(channel) = self.channel.take() else { return self.step(me, Event::Failed) };
+        let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
+        self.run(async move {
+            if let Err(fault) = birth::suspend(runtime.as_ref(), channel, &recipe).await {
+                return tell(&me, TaskReport::NotSuspended(fault));
+            }
+            tokio::time::sleep(recipe.boot_timeout).await;
+            let text = format!("its process did not end within {:?}", recipe.boot_timeout);
+            tell(&me, TaskReport::NotSuspended(Fault::new(Reason::SuspendFailed, "tart suspend", text)));
+        });
+    }
+
+    fn look_at_state(&mut self, me: &ActorRef<VmMessage>) {
+        let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
+        self.run(async move {
+            let looked = birth::confirm_suspended(runtime.as_ref(), &recipe).await;
+            tell(&me, looked.map_or_else(TaskReport::NotSuspended, |()| TaskReport::Suspended));
         });
     }
 
@@ -362,7 +408,8 @@ impl VmLife {
 
     fn report_warm(&self, me: &ActorRef<VmMessage>) {
         if let Some(started) = self.started {
-            VmWarmed { vm: &self.recipe.name, took: started.elapsed() }.emit();
+            let resumed = matches!(self.recipe.origin, Origin::Golden { .. });
+            VmWarmed { vm: &self.recipe.name, took: started.elapsed(), resumed }.emit();
         }
         self.probe_later(me);
     }

@@ -2,6 +2,9 @@
 //! process that somebody must own from then on, `reach` turns it into a guest that answers. Each can be dropped at any
 //! await: what a clone or a guest leaves behind is removal's. A guest that runs already is found again instead: `find`, then
 //! `rejoin`.
+//!
+//! A clone of a suspended VM resumes: `reach` then makes sure that it did, and that it is itself and not its origin. Any
+//! deviation from that is a fault, and costs the clone.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::state::BirthPhase;
 use crate::clock::{self, Deadline};
-use crate::guest::{Channel, Connector, Ended, Line, Script, Target};
-use crate::runtime::{Fault, Reason, RunOptions, RunProcess, Runtime, Shape, VmName};
+use crate::guest::{Channel, Connector, Ended, Fresh, Line, Script, Target};
+use crate::runtime::{Fault, ListedState, Reason, RunOptions, RunProcess, Runtime, Shape, VmName};
 
 /// How many of a failed warm-up's last lines are kept for its fault.
 const WARMUP_LINES_KEPT: usize = 5;
@@ -24,11 +27,28 @@ const DEADLINE_SLACK: Duration = Duration::from_secs(1);
 /// A warm-up that is over its time is killed in the guest; this much later the guest does not even do that.
 const WARMUP_SLACK: Duration = Duration::from_secs(15);
 
+/// A guest that is about to be suspended settles for so long when its connections are closed: nothing tells when the processes
+/// that served them are gone, and those that are not have their ends before them in each clone.
+const SETTLES: Duration = Duration::from_millis(300);
+
+/// For what a guest leaves waiting before it is suspended.
+const GET_READY_MAX: Duration = Duration::from_secs(60);
+
+/// What a VM is cloned from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Its pool's image: it boots.
+    Image,
+    /// A suspended VM of its slot: it resumes, within so long.
+    Golden { vm: VmName, resume_timeout: Duration },
+}
+
 /// Everything that a VM is made from.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     pub name: VmName,
     pub image: String,
+    pub origin: Origin,
     pub shape: Shape,
     pub run: RunOptions,
     pub user: String,
@@ -85,14 +105,52 @@ pub async fn prepare(
 ) -> Result<(), Stillborn> {
     let deadline = Deadline::after(recipe.prepare_timeout);
     let began = clock::now();
-    let cloned = by(deadline, "clone", runtime.clone_image(&recipe.image, &recipe.name)).await;
+    let source = match &recipe.origin {
+        Origin::Image => recipe.image.clone(),
+        Origin::Golden { vm, .. } => vm.to_string(),
+    };
+    let cloned = by(deadline, "clone", runtime.clone_image(&source, &recipe.name)).await;
     cloned.map_err(at(BirthPhase::Clone))?;
     done(BirthPhase::Clone, began.elapsed());
     let began = clock::now();
-    let configured = by(deadline, "configure", runtime.configure(&recipe.name, &recipe.shape)).await;
+    let configured = match &recipe.origin {
+        Origin::Image => by(deadline, "configure", runtime.configure(&recipe.name, &recipe.shape)).await,
+        // Its shape is its origin's: to set anything would make its state worthless.
+        Origin::Golden { .. } => by(deadline, "look at the clone", is_suspended(runtime, &recipe.name)).await,
+    };
     configured.map_err(at(BirthPhase::Configure))?;
     done(BirthPhase::Configure, began.elapsed());
     Ok(())
+}
+
+async fn is_suspended(runtime: &dyn Runtime, vm: &VmName) -> Result<(), Fault> {
+    match runtime.state(vm).await? {
+        ListedState::Suspended => Ok(()),
+        state @ (ListedState::Running | ListedState::Stopped) => {
+            Err(Fault::new(Reason::StateLost, "look at the VM", format!("it has no saved state: {state:?}")))
+        }
+    }
+}
+
+/// Has a warm guest save its state; its process ends by itself when that is done, which is for its owner to see.
+///
+/// # Errors
+/// The fault.
+pub async fn suspend(runtime: &dyn Runtime, channel: Arc<dyn Channel>, recipe: &Recipe) -> Result<(), Fault> {
+    let deadline = Deadline::after(GET_READY_MAX);
+    by(deadline, "prepare to suspend", channel.make_ready_to_resume(GET_READY_MAX)).await?;
+    channel.abandon(Fault::new(Reason::Suspended, "ssh", "the VM is being suspended"));
+    drop(channel);
+    tokio::time::sleep(SETTLES).await;
+    by(Deadline::after(recipe.boot_timeout), "suspend", runtime.suspend(&recipe.name)).await
+}
+
+/// Makes sure that a VM whose process has ended left its state.
+///
+/// # Errors
+/// The fault.
+pub async fn confirm_suspended(runtime: &dyn Runtime, recipe: &Recipe) -> Result<(), Fault> {
+    by(Deadline::after(recipe.boot_timeout), "look at the VM", is_suspended(runtime, &recipe.name)).await
 }
 
 /// Starts the guest's process.
@@ -122,6 +180,9 @@ pub async fn reach(
     recipe: &Recipe,
     done: impl Fn(BirthPhase, Duration),
 ) -> Result<Answered, Stillborn> {
+    if let Origin::Golden { resume_timeout, .. } = &recipe.origin {
+        return reach_resumed(runtime, connector, recipe, Deadline::after(*resume_timeout), done).await;
+    }
     let deadline = Deadline::after(recipe.boot_timeout);
     let began = clock::now();
     let address = locate(runtime, recipe, deadline).await.map_err(at(BirthPhase::Address))?;
@@ -138,6 +199,34 @@ pub async fn reach(
     Ok(Answered { channel, address })
 }
 
+/// What its origin was warmed up with is in its memory.
+async fn reach_resumed(
+    runtime: &dyn Runtime,
+    connector: &dyn Connector,
+    recipe: &Recipe,
+    deadline: Deadline,
+    done: impl Fn(BirthPhase, Duration),
+) -> Result<Answered, Stillborn> {
+    let began = clock::now();
+    let restored = by(deadline, "restore", runtime.restored(&recipe.name, deadline)).await;
+    restored.map_err(at(BirthPhase::Restore))?;
+    done(BirthPhase::Restore, began.elapsed());
+
+    let began = clock::now();
+    let address = locate(runtime, recipe, deadline).await.map_err(at(BirthPhase::Address))?;
+    done(BirthPhase::Address, began.elapsed());
+
+    let began = clock::now();
+    let connected = async {
+        let fresh = Fresh::draw()?;
+        let target = target(recipe, address);
+        by(deadline, "connect", connector.connect_resumed(&target, &fresh, deadline)).await
+    };
+    let channel = connected.await.map_err(at(BirthPhase::Connect))?;
+    done(BirthPhase::Connect, began.elapsed());
+    Ok(Answered { channel, address })
+}
+
 async fn locate(runtime: &dyn Runtime, recipe: &Recipe, deadline: Deadline) -> Result<IpAddr, Fault> {
     by(deadline, "address", runtime.address(&recipe.name, &recipe.run.network, deadline)).await
 }
@@ -148,8 +237,11 @@ async fn connect(
     address: IpAddr,
     deadline: Deadline,
 ) -> Result<Arc<dyn Channel>, Fault> {
-    let target = Target { address, port: recipe.port, user: recipe.user.clone(), key: recipe.key.clone() };
-    by(deadline, "connect", connector.connect(&target, deadline)).await
+    by(deadline, "connect", connector.connect(&target(recipe, address), deadline)).await
+}
+
+fn target(recipe: &Recipe, address: IpAddr) -> Target {
+    Target { address, port: recipe.port, user: recipe.user.clone(), key: recipe.key.clone() }
 }
 
 /// Finds the process of a guest that runs already.

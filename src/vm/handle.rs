@@ -19,6 +19,8 @@ pub enum VmCommand {
     GrantSlot,
     /// A build has it.
     Lease,
+    /// Its state is to be saved, for others to be cloned from.
+    Suspend,
     /// It is to go.
     Remove(RetireReason),
     /// Its process or its files are not on the host.
@@ -35,6 +37,8 @@ pub enum VmReport {
     Started { pid: Option<u32> },
     /// It can be leased.
     Warm { channel: Arc<dyn Channel>, address: IpAddr },
+    /// Its state is saved, and its process is gone: the slot is free.
+    Suspended,
     /// It was found again, and is its build's as before.
     Adopted { channel: Arc<dyn Channel>, address: IpAddr },
     /// It answered a probe while it was warm.

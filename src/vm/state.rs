@@ -1,9 +1,12 @@
 //! A VM's life:
 //!
 //! ```text
-//!   Cloning -> Cloned -> Configured -> Starting -> Addressed -> Answering -> Warm -> Leased <- Adopting
-//!      |          |          |            |            |            |         |        |         |
-//!      +----------+----------+------------+------------+------------+---------+--------+---------+
+//!                                                                       Suspending -> Suspended <- kept
+//!                                                                             ^             |
+//!                                                                             |             |
+//!   Cloning -> Cloned -> Configured -> Starting -> Addressed -> Answering -> Warm -> Leased | <- Adopting
+//!      |          |          |            |            |            |         |        |    |    |
+//!      +----------+----------+------------+------------+------------+---------+--------+----+----+
 //!                                         v
 //!                                     Removing -> Gone
 //!                                       |   ^
@@ -13,7 +16,9 @@
 //!
 //! Each state is named after what is done (`Cloned`: the clone is there and is being configured). `Configured` waits for a
 //! slot, and a clone takes none. A VM that was `Leased` can only be removed. `Adopting` is where the life of a VM begins that
-//! a build had under an earlier daemon: it is found again, and is that build's still, or it goes.
+//! a build had under an earlier daemon: it is found again, and is that build's still, or it goes. A VM that is `Suspended` is
+//! a golden one: it never runs again, others are cloned from it and resume. It is made of a warm VM that no build ever had,
+//! and is found again by the next daemon.
 
 use serde::Serialize;
 
@@ -29,6 +34,8 @@ pub enum VmStateName {
     Answering,
     Warm,
     Leased,
+    Suspending,
+    Suspended,
     Adopting,
     Removing,
     Quarantined,
@@ -36,7 +43,7 @@ pub enum VmStateName {
 
 impl VmStateName {
     /// Every state in which a VM exists.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Cloning,
         Self::Cloned,
         Self::Configured,
@@ -45,6 +52,8 @@ impl VmStateName {
         Self::Answering,
         Self::Warm,
         Self::Leased,
+        Self::Suspending,
+        Self::Suspended,
         Self::Adopting,
         Self::Removing,
         Self::Quarantined,
@@ -61,6 +70,8 @@ impl VmStateName {
             Self::Answering => "answering",
             Self::Warm => "warm",
             Self::Leased => "leased",
+            Self::Suspending => "suspending",
+            Self::Suspended => "suspended",
             Self::Adopting => "adopting",
             Self::Removing => "removing",
             Self::Quarantined => "quarantined",
@@ -74,6 +85,8 @@ pub enum BirthPhase {
     Clone,
     Configure,
     Start,
+    /// Of a VM that resumes: until it says so.
+    Restore,
     Address,
     Connect,
     Warmup,
@@ -81,8 +94,15 @@ pub enum BirthPhase {
 
 impl BirthPhase {
     /// Every phase.
-    pub const ALL: [Self; 6] =
-        [Self::Clone, Self::Configure, Self::Start, Self::Address, Self::Connect, Self::Warmup];
+    pub const ALL: [Self; 7] = [
+        Self::Clone,
+        Self::Configure,
+        Self::Start,
+        Self::Restore,
+        Self::Address,
+        Self::Connect,
+        Self::Warmup,
+    ];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
@@ -90,6 +110,7 @@ impl BirthPhase {
             Self::Clone => "clone",
             Self::Configure => "configure",
             Self::Start => "start",
+            Self::Restore => "restore",
             Self::Address => "address",
             Self::Connect => "connect",
             Self::Warmup => "warmup",
@@ -103,6 +124,10 @@ pub enum VmPhase {
     Birth(BirthPhase),
     Warm,
     Leased,
+    /// Its state was being saved.
+    Suspend,
+    /// Its state is saved, and others are cloned from it.
+    Suspended,
     /// A build has it, and it could not be found again.
     Adoption,
     Removal,
@@ -110,15 +135,18 @@ pub enum VmPhase {
 
 impl VmPhase {
     /// Every phase.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Birth(BirthPhase::Clone),
         Self::Birth(BirthPhase::Configure),
         Self::Birth(BirthPhase::Start),
+        Self::Birth(BirthPhase::Restore),
         Self::Birth(BirthPhase::Address),
         Self::Birth(BirthPhase::Connect),
         Self::Birth(BirthPhase::Warmup),
         Self::Warm,
         Self::Leased,
+        Self::Suspend,
+        Self::Suspended,
         Self::Adoption,
         Self::Removal,
     ];
@@ -129,6 +157,8 @@ impl VmPhase {
             Self::Birth(phase) => phase.as_str(),
             Self::Warm => "warm",
             Self::Leased => "leased",
+            Self::Suspend => "suspend",
+            Self::Suspended => "suspended",
             Self::Adoption => "adoption",
             Self::Removal => "removal",
         }
@@ -144,6 +174,10 @@ pub enum Event {
     SlotGranted,
     /// The pool gave it to a build.
     Leased,
+    /// The pool wants its state, to clone others from.
+    SuspendAsked,
+    /// Its state is saved, and its process is gone.
+    Suspended,
     /// It was found again: its process, its address, a connection.
     Adopted,
     /// It failed, or its guest died.
@@ -167,6 +201,10 @@ pub enum Effect {
     Boot,
     /// Tell the pool that it can be leased; begin to probe it at intervals.
     ReportWarm,
+    /// Save its state.
+    Suspend,
+    /// Tell the pool that others can be cloned from it.
+    ReportSuspended,
     /// Take it away.
     Remove,
     /// Say so and end.
@@ -188,27 +226,31 @@ pub struct Refused {
 /// # Errors
 /// [`Refused`] for an event that does not fit; nothing changes then.
 pub fn step(state: VmStateName, event: Event) -> Result<(Option<VmStateName>, Effect), Refused> {
-    use BirthPhase::{Address, Clone, Configure, Connect, Start, Warmup};
+    use BirthPhase::{Address, Clone, Configure, Connect, Restore, Start, Warmup};
     use VmStateName::{
         Addressed, Adopting, Answering, Cloned, Cloning, Configured, Leased, Quarantined, Removing, Starting,
-        Warm,
+        Suspended, Suspending, Warm,
     };
     let next = match (state, event) {
         // ## Birth, one phase after the other
         (Cloning, Event::Finished(Clone)) => (Some(Cloned), Effect::None),
         (Cloned, Event::Finished(Configure)) => (Some(Configured), Effect::ReportPrepared),
         (Configured, Event::SlotGranted) => (Some(Starting), Effect::Boot),
-        (Starting, Event::Finished(Start)) => (Some(Starting), Effect::None),
+        (Starting, Event::Finished(Start | Restore)) => (Some(Starting), Effect::None),
         (Starting, Event::Finished(Address)) => (Some(Addressed), Effect::None),
         (Addressed, Event::Finished(Connect)) => (Some(Answering), Effect::None),
         (Answering, Event::Finished(Warmup)) => (Some(Warm), Effect::ReportWarm),
         // ## Warm -> Leased, once
         (Warm, Event::Leased) => (Some(Leased), Effect::None),
+        // ## Warm -> Suspending -> Suspended: no build ever had it
+        (Warm, Event::SuspendAsked) => (Some(Suspending), Effect::Suspend),
+        (Suspending, Event::Suspended) => (Some(Suspended), Effect::ReportSuspended),
         // ## Adopting => Leased: to the build that had it
         (Adopting, Event::Adopted) => (Some(Leased), Effect::None),
         // ## Removing: from anywhere, once
         (
-            Cloning | Cloned | Configured | Starting | Addressed | Answering | Warm | Leased | Adopting,
+            Cloning | Cloned | Configured | Starting | Addressed | Answering | Warm | Leased | Suspending
+            | Suspended | Adopting,
             Event::Failed | Event::RemovalAsked,
         ) => (Some(Removing), Effect::Remove),
         (Removing, Event::Removed) => (None, Effect::ReportGone),
@@ -228,15 +270,18 @@ pub fn step(state: VmStateName, event: Event) -> Result<(Option<VmStateName>, Ef
 mod tests {
     use super::*;
 
-    const EVENTS: [Event; 13] = [
+    const EVENTS: [Event; 16] = [
         Event::Finished(BirthPhase::Clone),
         Event::Finished(BirthPhase::Configure),
         Event::Finished(BirthPhase::Start),
+        Event::Finished(BirthPhase::Restore),
         Event::Finished(BirthPhase::Address),
         Event::Finished(BirthPhase::Connect),
         Event::Finished(BirthPhase::Warmup),
         Event::SlotGranted,
         Event::Leased,
+        Event::SuspendAsked,
+        Event::Suspended,
         Event::Adopted,
         Event::Failed,
         Event::RemovalAsked,
@@ -254,6 +299,7 @@ mod tests {
             if leased {
                 assert_ne!(effect, Effect::ReportWarm, "a leased VM is never offered again");
                 assert_ne!(effect, Effect::Boot, "a leased VM never boots again");
+                assert_ne!(effect, Effect::Suspend, "what a build left behind is never saved");
             }
             assert!(!(removing && effect == Effect::Remove), "one removal at a time");
             if let Some(next) = next {

@@ -78,7 +78,7 @@ fn a_full_disk_is_shown_with_a_hint_and_served_when_it_is_over() {
 #[test]
 fn a_macos_guest_that_is_refused_names_whose_vms_hold_the_places_and_comes_when_they_are_gone() {
     let house = Plan::macos(1, 1).build();
-    let strangers = ["sandbox-a", "sandbox-b"].map(|name| (name, house.strangers_guest("macos", name)));
+    let strangers = ["sandbox-a", "sandbox-b"].map(|name| (name, house.strangers_guest("macos", name, &[])));
     house.start();
     let seen = until("the trouble", || trouble(&house));
     assert_eq!(seen.reason, "system_limit", "{seen:?}");

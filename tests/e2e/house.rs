@@ -96,6 +96,11 @@ impl Plan {
 
     /// With the image `macos` and a pool `mac` of it.
     pub fn macos(warm: u16, max: u16) -> Self {
+        Self::resuming(warm, max).and("resume = false\n")
+    }
+
+    /// With the image `macos` and a pool `mac` of it, whose VMs resume.
+    pub fn resuming(warm: u16, max: u16) -> Self {
         let config = format!("[pool.mac]\nimage = \"macos\"\nwarm = {warm}\nmax = {max}\nport = 2222\n");
         Self { config, guests: PLACES, macos: true, ..Self::default() }
     }
@@ -444,13 +449,14 @@ impl House {
 
     /// A guest of somebody else's in this house, up when this returns: whose it is only its name says.
     #[expect(clippy::disallowed_methods, reason = "the guest outlives the call and is stopped by name")]
-    pub fn strangers_guest(&self, image: &str, name: &str) -> Child {
+    pub fn strangers_guest(&self, image: &str, name: &str, flags: &[&str]) -> Child {
         let log = fs::File::create(self.dir().join(format!("{name}.log"))).expect("a log");
         let made = self.tart(&["clone", image, name]);
         assert!(made.status.success(), "{}", err(&made));
         let child = std::process::Command::new(TART)
             .env("TART_HOME", self.home().join("tart"))
             .args(["run", name, "--no-graphics"])
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)

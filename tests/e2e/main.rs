@@ -19,6 +19,7 @@ mod projects;
 mod refusals;
 mod reloads;
 mod restarts;
+mod resumes;
 mod secrets;
 mod soak;
 mod sources;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt, pending};
 use preheat::clock::Deadline;
 use preheat::guest::{
-    Bounds, Channel, Connector, Ended, Line, Position, Script, Take, TakeError, Taken, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Position, Script, Take, TakeError, Taken, Target,
 };
 use preheat::ids::RunId;
 use preheat::runtime::{Fault, ListedState, Reason};
@@ -57,6 +57,29 @@ impl Connector for Host {
             };
             let (world, abandoned) = (self.world.clone(), CancellationToken::new());
             Ok(Arc::new(GuestChannel { world, name, dead, abandoned, breaks_at }) as Arc<dyn Channel>)
+        }
+        .boxed()
+    }
+
+    fn connect_resumed<'a>(
+        &'a self,
+        target: &'a Target,
+        _fresh: &'a Fresh,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>> {
+        async move {
+            let channel = self.connect(target, deadline).await?;
+            let give = |world: &mut Inner| {
+                let vm = world.vms.values_mut().find(|vm| vm.address == target.address && vm.ready);
+                let Some(vm) = vm.filter(|vm| vm.state == ListedState::Running) else {
+                    return Err(Fault::new(Reason::NotFresh, "simulated freshen", "nothing waits for it"));
+                };
+                (vm.ready, vm.fresh) = (false, true);
+                Ok(())
+            };
+            let name = target.address.to_string();
+            self.world.act(Step::Freshen, &name, deadline.left(), give).await?;
+            Ok(channel)
         }
         .boxed()
     }
@@ -248,9 +271,15 @@ impl Channel for GuestChannel {
             }
             let vm = world.vms.get_mut(&self.name).ok_or_else(lost)?;
             vm.sources += 1;
-            if vm.sources > 1 {
-                let text = format!("{} is given a second source", self.name);
-                world.violation(text);
+            let text = if vm.sources > 1 {
+                Some("a second source")
+            } else if vm.resumed && !vm.fresh {
+                Some("a source before anything of its own")
+            } else {
+                None
+            };
+            if let Some(text) = text {
+                world.violation(format!("{} is given {text}", self.name));
             }
             Ok(0)
         };
@@ -294,6 +323,14 @@ impl Channel for GuestChannel {
     fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>> {
         async move { self.act(Step::Take, take.deadline.left(), |world| self.files(world, take)).await? }
             .boxed()
+    }
+
+    fn make_ready_to_resume(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>> {
+        let ready = |world: &mut Inner| {
+            world.vms.get_mut(&self.name).ok_or_else(lost)?.ready = true;
+            Ok(())
+        };
+        self.act(Step::GetReady, limit.min(STEP_MAX), ready).boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

@@ -42,11 +42,21 @@ impl Host {
     }
 }
 
-fn clone(world: &mut Inner, name: &str, macos: bool) -> Result<(), Fault> {
+fn clone(world: &mut Inner, image: &str, name: &str) -> Result<(), Fault> {
     if world.vms.contains_key(name) || world.past.contains_key(name) {
         world.violation(format!("the name {name} is used again"));
     }
-    world.insert(name, macos, ListedState::Stopped);
+    let images = ["macos", "linux"];
+    let source = match world.vms.get(image) {
+        Some(source) => Some((source.macos, source.state, source.ready)),
+        None if images.contains(&image) => None,
+        None => return Err(missing(image)),
+    };
+    let (macos, state, ready) = source.unwrap_or((image == "macos", ListedState::Stopped, false));
+    world.insert(name, macos, if state == ListedState::Suspended { state } else { ListedState::Stopped });
+    if let Some(vm) = world.vms.get_mut(name) {
+        vm.ready = ready;
+    }
     Ok(())
 }
 
@@ -54,12 +64,16 @@ fn start(world: &mut Inner, name: &str) -> Result<CancellationToken, Fault> {
     let (now, life, rate) = (world.now(), world.life, world.rate);
     let dies = world.dice.chance(rate);
     let dies_at = now + world.dice.millis(0, DIES_WITHIN_MS);
+    // Its address may be taken: then it boots, and its process does not call that a failure.
+    let drops_state = world.dice.chance(rate);
     let vm = vm(world, name)?;
     if vm.started_in.is_some() {
         let text = format!("{name} is started again");
         world.violation(text);
         return Err(Fault::new(Reason::AlreadyRunning, "simulated run", name));
     }
+    vm.resumed = vm.state == ListedState::Suspended && !drops_state;
+    vm.ready &= vm.resumed;
     vm.state = ListedState::Running;
     vm.started_in = Some(life);
     vm.dies_at = dies.then_some(dies_at);
@@ -70,8 +84,7 @@ impl Runtime for Host {
     fn clone_image<'a>(&'a self, image: &'a str, name: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
             let (name, limit) = (name.to_string(), self.limit(self.deadlines.clone));
-            let macos = image == "macos";
-            self.world.act(Step::Clone, &name, limit, |world| clone(world, &name, macos)).await
+            self.world.act(Step::Clone, &name, limit, |world| clone(world, image, &name)).await
         }
         .boxed()
     }
@@ -140,6 +153,49 @@ impl Runtime for Host {
         .boxed()
     }
 
+    fn restored<'a>(&'a self, name: &'a VmName, deadline: Deadline) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let name = name.to_string();
+            let resumed = |world: &mut Inner| vm(world, &name).map(|vm| vm.resumed);
+            if self.world.act(Step::Restore, &name, deadline.left(), resumed).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(deadline.left()).await;
+            Err(Fault::new(Reason::StateLost, "simulated run", "it does not say that it resumes"))
+        }
+        .boxed()
+    }
+
+    fn suspend<'a>(&'a self, name: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let name = name.to_string();
+            let suspend = |world: &mut Inner| {
+                let ready = vm(world, &name)?.ready;
+                if !ready || vm(world, &name)?.project.is_some() {
+                    world.violation(format!("{name} is suspended and should not be"));
+                }
+                let rate = world.rate;
+                let dies = world.dice.chance(rate);
+                world.power_off(&name);
+                if !dies {
+                    vm(world, &name)?.state = ListedState::Suspended;
+                }
+                Ok(())
+            };
+            self.world.act(Step::Suspend, &name, self.deadlines.query, suspend).await
+        }
+        .boxed()
+    }
+
+    fn state<'a>(&'a self, name: &'a VmName) -> BoxFuture<'a, Result<ListedState, Fault>> {
+        async move {
+            let name = name.to_string();
+            let state = |world: &mut Inner| vm(world, &name).map(|vm| vm.state);
+            self.world.act(Step::State, &name, self.deadlines.query, state).await
+        }
+        .boxed()
+    }
+
     fn stop<'a>(&'a self, name: &'a VmName) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
             let name = name.to_string();
@@ -184,7 +240,8 @@ impl Runtime for Host {
     fn image<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<ImageInfo, Fault>> {
         async move {
             let os = if image == "macos" { GuestOs::Darwin } else { GuestOs::Linux };
-            let info = |_: &mut Inner| Ok(ImageInfo { os, cpus: 1, memory_mib: 512 });
+            let info =
+                |_: &mut Inner| Ok(ImageInfo { os, cpus: 1, memory_mib: 512, identity: String::new() });
             self.world.act(Step::Image, image, self.deadlines.query, info).await
         }
         .boxed()
@@ -209,6 +266,10 @@ impl RunProcess for Process {
     fn ended(&mut self) -> BoxFuture<'_, Fault> {
         async move {
             self.host.world.guest_dead(&self.name, &self.dead).await;
+            let state = self.host.world.lock().vms.get(&self.name).map(|vm| vm.state);
+            if state == Some(ListedState::Suspended) {
+                return Fault::new(Reason::Suspended, "simulated run", "its state is saved");
+            }
             Fault::new(Reason::GuestStopped, "simulated run", "the guest died")
         }
         .boxed()

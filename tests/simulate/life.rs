@@ -27,7 +27,7 @@ use crate::operators;
 use crate::plan::{self, End, Machine, Settings};
 use crate::step::Step;
 use crate::verdict;
-use crate::world::{Bounds, World};
+use crate::world::{Bounds, Vm, World};
 
 /// Whatever is left to do must be done within this time of an undisturbed life.
 pub const DRAINED_WITHIN: Duration = Duration::from_secs(12 * 3600);
@@ -219,8 +219,12 @@ async fn daemon(world: &Arc<World>, machine: Machine, loaded: &Loaded, end: End)
                 world.lock().violation(format!("with nothing to do it ended its drain so: {why}"));
             }
             daemon.stop().await;
+            let kept = verdict::suspended(&config);
+            let stays =
+                |(name, vm): &(&String, &Vm)| vm.state == ListedState::Suspended && kept.contains(*name);
             let inner = world.lock();
-            let left: Vec<String> = inner.vms.keys().cloned().collect();
+            let left: Vec<String> =
+                inner.vms.iter().filter(|row| !stays(row)).map(|(name, _)| name.clone()).collect();
             drop(inner);
             if left.len() != FOREIGN.len() {
                 world.lock().violation(format!("after a stop there are {left:?}"));

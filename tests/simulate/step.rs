@@ -12,8 +12,13 @@ pub enum Step {
     Configure,
     Start,
     Adopt,
+    Restore,
+    Suspend,
+    State,
     Address,
     Connect,
+    GetReady,
+    Freshen,
     Probe,
     PutTree,
     Run,
@@ -29,13 +34,18 @@ pub enum Step {
 }
 
 impl Step {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 23] = [
         Self::Clone,
         Self::Configure,
         Self::Start,
         Self::Adopt,
+        Self::Restore,
+        Self::Suspend,
+        Self::State,
         Self::Address,
         Self::Connect,
+        Self::GetReady,
+        Self::Freshen,
         Self::Probe,
         Self::PutTree,
         Self::Run,
@@ -56,10 +66,11 @@ impl Step {
             Self::Clone => (100, 3000),
             Self::Configure | Self::Start | Self::Adopt => (10, 200),
             Self::Address | Self::Connect => (500, 12_000),
-            Self::Probe | Self::Run | Self::Attach => (1, 60),
+            Self::Restore | Self::Suspend | Self::GetReady => (100, 4000),
+            Self::Probe | Self::Run | Self::Attach | Self::Freshen => (1, 60),
             Self::PutTree | Self::Take | Self::Deliver => (10, 2000),
             Self::Kill | Self::Stop | Self::Delete => (20, 1500),
-            Self::List | Self::Image => (20, 300),
+            Self::List | Self::Image | Self::State => (20, 300),
             Self::Disk => (0, 3),
         }
     }
@@ -73,8 +84,13 @@ impl Step {
             | Self::Configure
             | Self::Start
             | Self::Adopt
+            | Self::Restore
+            | Self::Suspend
+            | Self::State
             | Self::Address
             | Self::Connect
+            | Self::GetReady
+            | Self::Freshen
             | Self::PutTree
             | Self::Run
             | Self::Attach
@@ -100,6 +116,10 @@ impl Step {
             Self::Connect => &[Reason::SshTimeout, Reason::SshAuth, Reason::NoRoute],
             Self::Probe => &[Reason::ProbeFailed, Reason::ConnectionLost],
             Self::PutTree | Self::Run | Self::Attach | Self::Take => &[Reason::ConnectionLost],
+            Self::Restore => &[Reason::StateLost, Reason::RestoreRefused],
+            Self::Suspend | Self::GetReady => &[Reason::SuspendFailed, Reason::VerbFailed],
+            Self::State => &[Reason::VerbFailed, Reason::VmMissing],
+            Self::Freshen => &[Reason::NotFresh, Reason::ConnectionLost],
             Self::Adopt
             | Self::Kill
             | Self::Stop

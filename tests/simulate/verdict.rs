@@ -74,7 +74,8 @@ fn pool_at_rest(world: &World, daemon: &BuildContext) -> Option<String> {
     if booked != there {
         return Some(format!("the pool has {booked:?}, and the host {there:?}"));
     }
-    let busy = snapshot.vms.iter().find(|vm| !matches!(vm.state.as_str(), "warm" | "configured"));
+    let busy =
+        snapshot.vms.iter().find(|vm| !matches!(vm.state.as_str(), "warm" | "configured" | "suspended"));
     busy.map(|vm| format!("{} is {}", vm.name, vm.state))
 }
 
@@ -106,6 +107,14 @@ pub fn of_journal(world: &mut Inner, config: &Config) {
             (Some(_) | None, _) => {}
         }
     }
+}
+
+/// VMs that the next daemon can resume from.
+pub fn suspended(config: &Config) -> BTreeSet<String> {
+    let journal = Connection::open(config.home.journal()).expect("the journal");
+    let mut rows = journal.prepare("SELECT vm FROM goldens").expect("a statement");
+    let rows = rows.query_map([], |r| r.get(0)).expect("rows");
+    rows.map(|row| row.expect("a row")).collect()
 }
 
 /// No secret lies anywhere.

@@ -95,6 +95,12 @@ pub struct Vm {
     pub project: Option<String>,
     pub runs: BTreeMap<RunId, Run>,
     pub taken: bool,
+    /// What waits in it to be given what is its own; it is in the memory of all that resume from it.
+    pub ready: bool,
+    /// It goes on from another one's memory.
+    pub resumed: bool,
+    /// It was given what is its own.
+    pub fresh: bool,
 }
 
 /// A script that was begun in a guest.
@@ -308,10 +314,15 @@ fn late(step: Step) -> Fault {
         Step::Connect => Reason::SshTimeout,
         Step::Probe => Reason::ProbeFailed,
         Step::PutTree | Step::Run | Step::Attach | Step::Take => Reason::ConnectionLost,
+        Step::Restore => Reason::StateLost,
+        Step::GetReady => Reason::SuspendFailed,
+        Step::Freshen => Reason::NotFresh,
         Step::Clone
         | Step::Configure
         | Step::Start
         | Step::Adopt
+        | Step::Suspend
+        | Step::State
         | Step::Kill
         | Step::Stop
         | Step::Delete
@@ -445,6 +456,9 @@ impl Inner {
             project: None,
             runs: BTreeMap::new(),
             taken: false,
+            ready: false,
+            resumed: false,
+            fresh: false,
         };
         self.vms.insert(name.to_owned(), vm);
     }

@@ -188,6 +188,10 @@ impl VmDir {
                 return Err(error);
             }
         }
+        // What it holds has not changed, as far as anybody who looks at the file can tell.
+        if let Some(changed) = fs::metadata(self.file(&layer))?.modified().ok().filter(|_| !running) {
+            File::options().write(true).open(&fresh)?.set_modified(changed)?;
+        }
         fs::rename(&fresh, &disk)?;
         let mut sealed = fs::metadata(self.file(&layer))?.permissions();
         sealed.set_readonly(true);

@@ -10,7 +10,7 @@ use crate::config::ByteSize;
 use crate::runtime::{GuestOs, ImageInfo, Reason};
 
 fn sound() -> Facts {
-    let info = ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 512 };
+    let info = ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 512, identity: String::new() };
     Facts {
         config: Ok(Configured {
             pools: 1,

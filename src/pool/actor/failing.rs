@@ -6,10 +6,16 @@ use crate::ids::PoolName;
 use crate::pool::breaker::Verdict;
 use crate::pool::ledger::{Stage, VmRow};
 use crate::pool::trouble::Trouble;
-use crate::runtime::{Fault, Reason, VmName};
+use crate::runtime::{Fault, FaultKind, Reason, VmName};
 use crate::telemetry::events::{ActorRestarted, BreakerOpened, GuestRefused, PoolTroubled};
 use crate::vm::actor::Begin;
 use crate::vm::state::VmPhase;
+
+/// Whether a VM that should have resumed would have failed as a booted one, too. That it was not reached at an address that its
+/// origin had may be its origin's fault; should it be the host's, the next one, which boots, says so.
+fn of_the_host(fault: &Fault) -> bool {
+    fault.kind() == FaultKind::Host && !matches!(fault.reason, Reason::NoAddress | Reason::NoRoute)
+}
 
 impl PoolBooks {
     pub(super) fn trouble(&mut self, pool: &PoolName, change: impl FnOnce(&mut Trouble)) {
@@ -21,14 +27,20 @@ impl PoolBooks {
     pub(super) fn failed(&mut self, me: &Me, vm: &VmName, phase: VmPhase, fault: Fault) {
         self.ledger.failures += 1;
         let text = fault.to_string();
+        let golden = self.ledger.vm(vm).and_then(|row| row.origin.clone());
         match phase {
             // The build that has it hears of it through its own connection, or just has; and it may have caused it.
             VmPhase::Leased | VmPhase::Removal | VmPhase::Adoption => {}
+            VmPhase::Suspend => self.not_suspended(vm, &fault),
+            VmPhase::Suspended => {}
             VmPhase::Warm => self.blame(&vm.pool, Some(vm), fault, true),
             VmPhase::Birth(_) if fault.reason == Reason::SystemLimit && self.ledger.is_macos(vm) => {
                 self.refused(vm, &fault);
             }
-            VmPhase::Birth(_) => self.blame(&vm.pool, Some(vm), fault, false),
+            VmPhase::Birth(_) => match golden.filter(|_| !of_the_host(&fault)) {
+                Some(golden) => self.fell_back(&golden, &fault),
+                None => self.blame(&vm.pool, Some(vm), fault, false),
+            },
         }
         self.channels.remove(vm);
         let build = self.ledger.dying(vm);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::task::AbortOnDropHandle;
 
@@ -9,11 +10,16 @@ use super::{Me, PoolBooks, PoolMessage};
 use crate::clock::Instant;
 use crate::config::Config;
 use crate::ids::PoolName;
+use crate::pool::baking::Resuming;
 use crate::pool::handle::LeaseEvent;
-use crate::pool::recipe::recipe;
+use crate::pool::recipe::{can_resume, golden_key, recipe};
+use crate::pool::trouble::Trouble;
 use crate::runtime::{Fault, ImageInfo, VmName};
 use crate::vm::birth::Recipe;
 use crate::{blocking, host};
+
+/// An image that VMs resume from is asked for so often: with other content, what was saved is worth nothing.
+const IMAGE_AGAIN: Duration = Duration::from_secs(60);
 
 impl PoolBooks {
     pub(super) fn look_at_disk(&mut self, me: &Me) {
@@ -32,7 +38,12 @@ impl PoolBooks {
             return;
         }
         for (pool, row) in &self.ledger.pools {
-            let due = row.image.is_none() && row.trouble.allows(now, 0) && self.ledger.breaker.allows(now);
+            let asked = self.images_seen.get(pool).copied();
+            let again = row.image.is_some()
+                && matches!(row.resuming, Resuming::On(_))
+                && asked.is_none_or(|asked| now.saturating_duration_since(asked) >= IMAGE_AGAIN);
+            let missing = row.image.is_none() && row.trouble.allows(now, 0);
+            let due = (missing || again) && self.ledger.breaker.allows(now);
             let Some(config) = self.args.config.pools.get(pool).filter(|_| due) else { continue };
             if self.images_asked.contains_key(pool) {
                 continue;
@@ -45,6 +56,7 @@ impl PoolBooks {
                 me.cast(PoolMessage::Image(name, edition, answer)).ok();
             }));
             self.images_asked.insert(pool.clone(), task);
+            self.images_seen.insert(pool.clone(), now);
         }
     }
 
@@ -55,12 +67,19 @@ impl PoolBooks {
         self.images_asked.remove(pool);
         match answer {
             Ok(info) => {
-                if let Some(row) = self.ledger.pools.get_mut(pool) {
-                    row.image = Some(info);
-                    row.trouble.warmed();
+                let first = self.ledger.pools.get(pool).is_some_and(|row| row.image.is_none());
+                let resuming = match self.shapes.get(pool) {
+                    Some(shape) if can_resume(shape, &info) => Resuming::On(golden_key(shape, &info)),
+                    Some(_) | None => Resuming::Off,
+                };
+                self.ledger.note_image(pool, info, resuming);
+                if first {
+                    self.trouble(pool, Trouble::warmed);
+                    self.ledger.breaker.answered();
                 }
-                self.ledger.breaker.answered();
             }
+            // It was there a minute ago: should it be gone, the next clone says so.
+            Err(_) if self.ledger.pools.get(pool).is_some_and(|row| row.image.is_some()) => {}
             Err(fault) => self.blame(pool, None, fault, false),
         }
     }
@@ -91,6 +110,7 @@ impl PoolBooks {
 
     pub(super) fn recipe(&self, vm: &VmName) -> Option<Recipe> {
         let image = self.ledger.pools.get(&vm.pool).and_then(|row| row.image.as_ref());
-        Some(recipe(vm, self.shapes.get(&vm.pool)?, image, &self.args.config))
+        let origin = self.ledger.vm(vm).and_then(|row| row.origin.as_ref());
+        Some(recipe(vm, origin, self.shapes.get(&vm.pool)?, image, &self.args.config))
     }
 }

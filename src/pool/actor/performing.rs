@@ -6,6 +6,7 @@ use super::{Failed, Me, PoolBooks, PoolMessage};
 use crate::clock::{Instant, UnixMillis};
 use crate::ids::BuildId;
 use crate::pool::handle::{Lease, LeaseEvent, PoolHandle};
+use crate::pool::ledger::Stage;
 use crate::pool::policy::Decision;
 use crate::runtime::VmName;
 use crate::telemetry::events::{RetireReason, VmCreated};
@@ -34,6 +35,7 @@ impl PoolBooks {
                 VmCreated { vm: &vm }.emit();
                 self.spawn_vm(me, &vm, Begin::Birth).await?;
             }
+            Decision::Suspend { vm } => self.suspend(&vm),
             Decision::Remove { vm, why } => self.remove(&vm, why),
         }
         Ok(())
@@ -107,7 +109,9 @@ impl PoolBooks {
     pub(super) fn stop_all(&mut self) {
         self.ledger.stopping = true;
         self.images_asked.clear();
-        let names: Vec<VmName> = self.ledger.vms().keys().cloned().collect();
+        // What the next daemon can resume from stays.
+        let going = self.ledger.vms().values().filter(|vm| vm.stage != Stage::Golden);
+        let names: Vec<VmName> = going.map(|vm| vm.name.clone()).collect();
         for vm in names {
             self.remove(&vm, RetireReason::Stopping);
         }

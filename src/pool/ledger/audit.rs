@@ -82,9 +82,12 @@ impl Ledger {
     }
 
     fn audit_row(&self, row: &VmRow) -> Result<(), String> {
-        let runs = matches!(row.stage, Stage::Booting | Stage::Warm | Stage::Leased(_));
+        let runs = matches!(row.stage, Stage::Booting | Stage::Warm | Stage::Leased(_) | Stage::Suspending);
         if runs && row.permit.is_none() {
             return Err(format!("{} runs without a permit", row.name));
+        }
+        if row.stage == Stage::Golden && row.permit.is_some() {
+            return Err(format!("{} is suspended and has a permit", row.name));
         }
         let same_slot = self.slot(&row.name.pool, row.name.slot);
         if row.holds_permit() && same_slot.filter(|vm| vm.holds_permit()).count() > 1 {

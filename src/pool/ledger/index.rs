@@ -7,9 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::goldens::is_current;
 use super::{PoolRow, Stage, VmRow};
 use crate::clock::{Instant, UnixMillis};
 use crate::ids::{Generation, PoolName, SlotId};
+use crate::pool::baking::Resuming;
 use crate::runtime::VmName;
 use crate::vm::state::VmStateName;
 
@@ -25,10 +27,13 @@ pub struct Index {
     pools: BTreeMap<PoolName, Tally>,
     /// Idle VMs.
     idle: BTreeSet<VmName>,
-    /// Idle VMs in slots that their pool no longer has, and outdated ones that are not warm.
+    /// Idle VMs in slots that their pool no longer has, and outdated ones that are not warm; golden ones whose state is
+    /// worth nothing any more.
     strays: BTreeSet<VmName>,
     /// VMs that are dying.
     dying: usize,
+    /// VMs whose state is being saved.
+    suspending: usize,
 }
 
 /// What is kept of one pool.
@@ -37,6 +42,7 @@ pub struct Tally {
     /// As the pool's row says.
     max: u16,
     edition: u32,
+    resuming: Resuming,
     pub counts: Counts,
     /// Warm VMs of the pool's edition by age, the oldest first.
     fresh: BTreeSet<(Instant, Place)>,
@@ -61,6 +67,8 @@ pub struct Tally {
     yielding: BTreeSet<SlotId>,
     /// Slots in which a VM of the pool's edition comes up that nothing is in the way of.
     renewing: usize,
+    /// Slots of the pool with a warm VM that booted, and nothing to resume from.
+    bakeable: BTreeSet<SlotId>,
     faces: Arc<Vec<Option<VmStateName>>>,
 }
 
@@ -107,6 +115,7 @@ pub(super) struct Marks {
     permit: bool,
     in_use: bool,
     dying: bool,
+    suspending: bool,
     quarantined: bool,
     idle: bool,
     stray: bool,
@@ -125,14 +134,16 @@ struct Slot {
     startable: bool,
     yielding: bool,
     renewing: bool,
+    bakeable: bool,
     face: Option<VmStateName>,
 }
 
 impl Tally {
-    fn new(max: u16, edition: u32) -> Self {
+    fn new(max: u16, edition: u32, resuming: Resuming) -> Self {
         Self {
             max,
             edition,
+            resuming,
             counts: Counts::default(),
             fresh: BTreeSet::new(),
             outdated: BTreeSet::new(),
@@ -146,6 +157,7 @@ impl Tally {
             startable: BTreeSet::new(),
             yielding: BTreeSet::new(),
             renewing: 0,
+            bakeable: BTreeSet::new(),
             faces: Arc::new(vec![None; max.into()]),
         }
     }
@@ -267,6 +279,11 @@ impl Tally {
         self.renewing > 0
     }
 
+    /// Slots with a warm VM that booted, and nothing to resume from.
+    pub fn bakeable(&self) -> impl Iterator<Item = SlotId> + '_ {
+        self.bakeable.iter().copied()
+    }
+
     /// The state of each slot's VM; the one that runs counts before its successor.
     pub fn faces(&self) -> &Arc<Vec<Option<VmStateName>>> {
         &self.faces
@@ -282,9 +299,13 @@ impl Tally {
             permit,
             in_use: permit && !idle,
             dying: row.stage == Stage::Dying,
+            suspending: row.stage == Stage::Suspending,
             quarantined: permit && row.stage == Stage::Lost,
             idle,
-            stray: idle && (row.name.slot.0 >= self.max || (!warm && outdated)),
+            stray: match row.stage == Stage::Golden {
+                true => row.name.slot.0 >= self.max || !is_current(row, &self.resuming),
+                false => idle && (row.name.slot.0 >= self.max || (!warm && outdated)),
+            },
             fresh: since.filter(|_| !outdated),
             outdated: since.filter(|_| outdated),
             up: (boots || warm).then_some((boots, outdated, row.born, place)),
@@ -319,6 +340,9 @@ impl Tally {
             yielding: any(&|row| row.stage == Stage::Prepared && !outdated(row))
                 && holder.is_none_or(|row| row.stage == Stage::Warm && outdated(row)),
             renewing: any(&comes) && !any(&blocks),
+            bakeable: matches!(self.resuming, Resuming::On(_))
+                && any(&|row| row.stage == Stage::Warm && row.origin.is_none() && !outdated(row))
+                && !any(&|row| matches!(row.stage, Stage::Suspending | Stage::Golden)),
             face: rows.clone().max_by_key(|row| (row.holds_permit(), row.born)).map(|row| row.state),
         }
     }
@@ -339,6 +363,7 @@ impl Tally {
             let vacant = |slot: Slot| !slot.occupied && !slot.idle;
             replace_one(&mut self.vacant, id, vacant(old), vacant(new));
             replace_one(&mut self.bare, id, old.bare, new.bare);
+            replace_one(&mut self.bakeable, id, old.bakeable, new.bakeable);
             if old.face != new.face {
                 Arc::make_mut(&mut self.faces)[usize::from(id.0)] = new.face;
             }
@@ -354,7 +379,7 @@ impl Index {
     pub(super) fn of(pools: &BTreeMap<PoolName, PoolRow>, vms: &BTreeMap<VmName, VmRow>) -> Self {
         let mut index = Self::default();
         for (name, row) in pools {
-            index.pools.insert(name.clone(), Tally::new(row.max, row.edition));
+            index.pools.insert(name.clone(), Tally::new(row.max, row.edition, row.resuming.clone()));
         }
         for row in vms.values() {
             index.moved(&row.name, &Marks::default(), Some(row), super::slot_of(vms, &row.name));
@@ -372,7 +397,7 @@ impl Index {
         self.idle.first()
     }
 
-    /// The first idle VM that nobody can use any more.
+    /// The first VM, idle or golden, that nobody can use any more.
     pub fn first_stray(&self) -> Option<&VmName> {
         self.strays.first()
     }
@@ -380,6 +405,11 @@ impl Index {
     /// VMs that are dying.
     pub fn dying(&self) -> usize {
         self.dying
+    }
+
+    /// VMs whose state is being saved.
+    pub fn suspending(&self) -> usize {
+        self.suspending
     }
 
     /// Forgets a pool that has no row any more.
@@ -392,7 +422,7 @@ impl Index {
         // Of a pool that is not there all is outdated.
         self.pools
             .get(&row.name.pool)
-            .map_or_else(|| Tally::new(0, NO_EDITION).marks(row), |tally| tally.marks(row))
+            .map_or_else(|| Tally::new(0, NO_EDITION, Resuming::Off).marks(row), |tally| tally.marks(row))
     }
 
     /// A VM is in the books as `new` now, or no more; and these are its slot's rows.
@@ -405,13 +435,14 @@ impl Index {
     ) {
         let marks = self.marks(new);
         if !self.pools.contains_key(&name.pool) {
-            self.pools.insert(name.pool.clone(), Tally::new(0, NO_EDITION));
+            self.pools.insert(name.pool.clone(), Tally::new(0, NO_EDITION, Resuming::Off));
         }
         if let Some(tally) = self.pools.get_mut(&name.pool) {
             tally.moved(old, &marks);
             tally.look_again(name.slot, slot);
         }
         recount(&mut self.dying, old.dying, marks.dying);
+        recount(&mut self.suspending, old.suspending, marks.suspending);
         if old.idle != marks.idle {
             replace_one(&mut self.idle, name.clone(), old.idle, marks.idle);
         }
@@ -433,6 +464,7 @@ impl Index {
         tally.slots.get(&name.slot).copied().unwrap_or_default() == seen
             && tally.startable.contains(&name.slot) == seen.startable
             && tally.yielding.contains(&name.slot) == seen.yielding
+            && tally.bakeable.contains(&name.slot) == (seen.bakeable && name.slot.0 < tally.max)
             && marks.fresh.is_none_or(|at| tally.fresh.contains(&at))
             && marks.outdated.is_none_or(|at| tally.outdated.contains(&at))
             && marks.up.is_none_or(|at| tally.up.contains(&at))

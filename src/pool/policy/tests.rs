@@ -15,6 +15,7 @@ use crate::runtime::{Fault, GuestOs, ImageInfo, Reason};
 use crate::testing;
 
 mod agreeing;
+mod goldens;
 mod oracle;
 mod rolling;
 
@@ -30,7 +31,7 @@ fn books(vms: u16, pools: &[(&str, u16, u16, GuestOs)]) -> Ledger {
     let mut ledger = Ledger::new(&config, Generation(1));
     for (name, _, _, os) in pools {
         let row = ledger.pools.get_mut(&pool(name)).expect("it is there");
-        row.image = Some(ImageInfo { os: *os, cpus: 2, memory_mib: 1024 });
+        row.image = Some(ImageInfo { os: *os, cpus: 2, memory_mib: 1024, identity: String::new() });
     }
     ledger
 }
@@ -52,6 +53,7 @@ fn apply(ledger: &mut Ledger, decision: &Decision) {
         Decision::Clone { pool, slot } => {
             ledger.register(pool, *slot, UnixMillis(0));
         }
+        Decision::Suspend { vm } => assert!(ledger.suspend(vm)),
         Decision::Remove { vm, .. } => {
             ledger.dying(vm);
         }
@@ -84,6 +86,9 @@ fn run_up(ledger: &mut Ledger) {
         }
         for vm in in_stage(ledger, Stage::Booting) {
             moved |= ledger.warmed(&vm, clock::now());
+        }
+        for vm in in_stage(ledger, Stage::Suspending) {
+            moved |= ledger.suspended(&vm).is_some();
         }
         for vm in [in_stage(ledger, Stage::Dying), in_stage(ledger, Stage::Deleting)].concat() {
             ledger.gone(&vm);
@@ -339,14 +344,18 @@ fn cores_and_memory_bound_all_pools_together() {
     config.pools.insert(pool("a"), crate::config::Pool { warm: 9, max: 9, ..testing::pool("linux") });
     let mut ledger = Ledger::new(&config, Generation(1));
     ledger.pools.get_mut(&pool("a")).expect("there").image =
-        Some(ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 1024 });
+        Some(ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 1024, identity: String::new() });
     run_up(&mut ledger);
     assert_eq!(warm(&ledger, "a"), 2);
 }
 
 fn adoption(name: &str, build: u64, os: GuestOs) -> Adoption {
     let crate::runtime::Parsed::Ours(vm) = VmName::parse(name) else { panic!("`{name}` is ours") };
-    Adoption { vm, build: BuildId(build), image: ImageInfo { os, cpus: 2, memory_mib: 1024 } }
+    Adoption {
+        vm,
+        build: BuildId(build),
+        image: ImageInfo { os, cpus: 2, memory_mib: 1024, identity: String::new() },
+    }
 }
 
 #[test]

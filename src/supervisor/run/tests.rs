@@ -24,6 +24,7 @@ mod cancelling;
 mod crashes;
 mod draining;
 mod reloading;
+mod resuming;
 mod retries;
 mod secrets;
 

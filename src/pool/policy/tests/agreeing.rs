@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::clock::Instant;
+use crate::pool::baking::Resuming;
 use crate::pool::ledger::{Changes, Drain};
 use crate::pool::snapshot::{PoolSnapshot, Publisher};
 
@@ -20,6 +21,10 @@ enum Turn {
     Mended,
     Refused(usize),
     NoImage(usize),
+    /// What a pool's VMs can be resumed from, if they can.
+    Resuming(usize, Option<u8>),
+    /// A VM that was to be suspended failed, or what resumed from it did.
+    NotBaked(usize),
     Drain(Option<Drain>),
     DiskLow(bool),
     /// Minutes pass.
@@ -40,6 +45,8 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         1 => Just(Turn::Mended),
         1 => (0usize..4).prop_map(Turn::Refused),
         1 => (0usize..4).prop_map(Turn::NoImage),
+        2 => (0usize..4, proptest::option::weighted(0.8, 0u8..2)).prop_map(|(pool, key)| Turn::Resuming(pool, key)),
+        1 => (0usize..4).prop_map(Turn::NotBaked),
         1 => drain.prop_map(Turn::Drain),
         1 => any::<bool>().prop_map(Turn::DiskLow),
         4 => (0u64..400).prop_map(Turn::Pass),
@@ -103,6 +110,20 @@ impl Play {
             Turn::NoImage(at) => {
                 ledger.pools.get_mut(&pool(POOLS[*at])).map(|row| row.image.take());
             }
+            Turn::Resuming(at, key) => {
+                let image =
+                    ImageInfo { os: GuestOs::Darwin, cpus: 2, memory_mib: 1024, identity: String::new() };
+                let resuming = key.map_or(Resuming::Off, |key| Resuming::On(key.to_string()));
+                ledger.note_image(&pool(POOLS[*at]), image, resuming);
+            }
+            Turn::NotBaked(at) => {
+                let row = ledger.pools.get_mut(&pool(POOLS[*at]));
+                row.map(|row| row.baking.failed(now));
+                let suspending = in_stage(ledger, Stage::Suspending);
+                suspending.iter().for_each(|vm| {
+                    ledger.dying(vm);
+                });
+            }
             Turn::Drain(drain) => ledger.draining = *drain,
             Turn::DiskLow(low) => ledger.disk_low = *low,
             Turn::Pass(minutes) => self.now += Duration::from_secs(60 * minutes),
@@ -113,6 +134,7 @@ impl Play {
         let ledger = &mut self.ledger;
         in_stage(ledger, Stage::Preparing).iter().for_each(|vm| assert!(ledger.prepared(vm)));
         in_stage(ledger, Stage::Booting).iter().for_each(|vm| assert!(ledger.warmed(vm, self.now)));
+        in_stage(ledger, Stage::Suspending).iter().for_each(|vm| assert!(ledger.suspended(vm).is_some()));
         in_stage(ledger, Stage::Deleting).iter().for_each(|vm| ledger.gone(vm));
     }
 
@@ -178,7 +200,7 @@ fn reload(ledger: &mut Ledger, vms: u16, said: &[Option<(u16, u16, bool)>]) {
     ledger.follow(&config, &roll);
     for (name, row) in &mut ledger.pools {
         let os = if *name <= pool("b") { GuestOs::Linux } else { GuestOs::Darwin };
-        row.image = Some(ImageInfo { os, cpus: 2, memory_mib: 1024 });
+        row.image = Some(ImageInfo { os, cpus: 2, memory_mib: 1024, identity: String::new() });
     }
 }
 

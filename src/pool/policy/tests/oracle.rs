@@ -4,6 +4,7 @@
 use crate::clock::Instant;
 use crate::ids::{BuildId, PoolName, SlotId};
 use crate::pool::admission::Wait;
+use crate::pool::baking::Resuming;
 use crate::pool::ledger::{Drain, Ledger, PoolRow, Stage, VmRow};
 use crate::pool::policy::Decision;
 use crate::telemetry::events::RetireReason;
@@ -31,7 +32,8 @@ pub fn decide(ledger: &Ledger, now: Instant) -> Option<Decision> {
     if ledger.draining.is_some() {
         return empty(ledger);
     }
-    lease(ledger)
+    suspend(ledger, now, true)
+        .or_else(|| lease(ledger))
         .or_else(|| clear_away(ledger))
         .or_else(|| start(ledger, now))
         .or_else(|| clone_ahead(ledger, now))
@@ -39,11 +41,13 @@ pub fn decide(ledger: &Ledger, now: Instant) -> Option<Decision> {
         .or_else(|| replace_aged(ledger, now))
         .or_else(|| replace_outdated(ledger))
         .or_else(|| shed(ledger))
+        .or_else(|| suspend(ledger, now, false))
 }
 
 /// When to ask again although nothing happened: a pause is over, a VM has its age.
 pub fn wake(ledger: &Ledger, now: Instant) -> Option<Instant> {
-    let troubles = ledger.pools.values().filter_map(|pool| pool.trouble.wake(now));
+    let troubles =
+        ledger.pools.values().flat_map(|pool| [pool.trouble.wake(now), pool.baking.wake(now)]).flatten();
     let ages = ledger.vms().values().filter(|vm| vm.stage == Stage::Warm).filter_map(|vm| {
         let max_age = ledger.pools.get(&vm.name.pool)?.max_age;
         Some(vm.warm_since? + max_age)
@@ -235,11 +239,45 @@ fn outdated<'a>(ledger: &'a Ledger, pool: &'a PoolName) -> impl Iterator<Item = 
     of(ledger, pool).filter(|vm| vm.stage == Stage::Warm && is_outdated(ledger, vm))
 }
 
-/// Idle VMs in slots that are no more, and outdated ones that are not warm.
+/// A warm VM of a slot that has nothing to resume from, where nobody waits, or where it is overdue although somebody does.
+fn suspend(ledger: &Ledger, now: Instant, overdue: bool) -> Option<Decision> {
+    let suspending = ledger.vms().values().any(|vm| vm.stage == Stage::Suspending);
+    if ledger.disk_low || suspending || ledger.breaker.opened().is_some() {
+        return None;
+    }
+    ledger.pools.iter().find_map(|(pool, row)| {
+        let on = matches!(row.resuming, Resuming::On(_));
+        let waited_for = waiting_for(ledger, pool) > 0;
+        if !on || row.trouble.current().is_some() || !row.baking.allows(now) || waited_for != overdue {
+            return None;
+        }
+        let slot = (0..row.max).map(SlotId).find(|slot| {
+            let has = |test: &dyn Fn(&VmRow) -> bool| slot_of(ledger, pool, *slot).any(test);
+            let booted =
+                |vm: &VmRow| vm.stage == Stage::Warm && vm.origin.is_none() && !is_outdated(ledger, vm);
+            let due = !overdue || row.baking.overdue(*slot);
+            due && has(&booted) && !has(&|vm| vm.stage == Stage::Golden)
+        })?;
+        let vm = slot_of(ledger, pool, slot).find(|vm| vm.stage == Stage::Warm)?;
+        Some(Decision::Suspend { vm: vm.name.clone() })
+    })
+}
+
+/// Idle VMs in slots that are no more, and outdated ones that are not warm; what was suspended and is worth nothing.
 fn clear_away(ledger: &Ledger) -> Option<Decision> {
-    let vm = ledger.vms().values().filter(|vm| vm.idle()).find(|vm| {
+    let vm = ledger.vms().values().filter(|vm| vm.idle() || vm.stage == Stage::Golden).find(|vm| {
         let slots = ledger.pools.get(&vm.name.pool).map_or(0, |row| row.max);
-        vm.name.slot.0 >= slots || (vm.stage != Stage::Warm && is_outdated(ledger, vm))
+        let worthless = match vm.stage {
+            Stage::Golden => match ledger.pools.get(&vm.name.pool).map(|row| &row.resuming) {
+                Some(Resuming::On(key)) => vm.key.as_ref() != Some(key),
+                Some(Resuming::Unknown) => false,
+                Some(Resuming::Off) | None => true,
+            },
+            Stage::Warm => false,
+            Stage::Preparing | Stage::Prepared | Stage::Booting => is_outdated(ledger, vm),
+            Stage::Leased(_) | Stage::Suspending | Stage::Dying | Stage::Deleting | Stage::Lost => false,
+        };
+        vm.name.slot.0 >= slots || worthless
     })?;
     Some(Decision::Remove { vm: vm.name.clone(), why: RetireReason::Outdated })
 }

@@ -16,7 +16,8 @@ fn config(vms: u16, pools: &[(&str, u16, u16)]) -> Config {
 
 fn looked_at(ledger: &mut Ledger) {
     for row in ledger.pools.values_mut() {
-        row.image = Some(ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 1024 });
+        row.image =
+            Some(ImageInfo { os: GuestOs::Linux, cpus: 2, memory_mib: 1024, identity: String::new() });
     }
 }
 
@@ -237,7 +238,7 @@ proptest! {
                             let running = ledger.of(&vm.pool).filter(|vm| vm.holds_permit()).count();
                             prop_assert!(running <= usize::from(row.max), "{} of {} run", running, row.max);
                         }
-                        Decision::Clone { .. } | Decision::Remove { .. } => {}
+                        Decision::Clone { .. } | Decision::Suspend { .. } | Decision::Remove { .. } => {}
                     }
                 }
             }
