@@ -32,6 +32,9 @@ pub(super) const REDIAL: Duration = Duration::from_secs(15);
 const HELD: Duration = Duration::from_secs(60);
 const SHORT_ONES_MAX: usize = 10;
 
+/// For a word to each of those that stand by: they read it when they like.
+const READY_MAX: Duration = Duration::from_secs(5);
+
 /// How often something that must be whole is begun again because its connection was lost.
 const TRIES_MAX: usize = 4;
 
@@ -80,6 +83,18 @@ impl Link {
         match &*self.state.borrow() {
             State::Up(connection) => connection.reserved(),
             State::Down | State::Over(_) => None,
+        }
+    }
+
+    /// Has what a claim needs started on the connection that there is. Without one, or with one that does not take a word,
+    /// the claim starts it.
+    pub(super) async fn make_ready(&self) {
+        let up = match &*self.state.borrow() {
+            State::Up(connection) => Some(connection.clone()),
+            State::Down | State::Over(_) => None,
+        };
+        if let Some(connection) = up {
+            timeout(READY_MAX, connection.make_ready()).await.ok();
         }
     }
 
