@@ -1,6 +1,7 @@
 //! A connection into a guest with what stands by on it: a wrapper that waits for its script, a receiver that waits for the
 //! source, and an SFTP server that waits to be asked for artifacts, so that none of them waits for a process.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -101,6 +102,7 @@ async fn attempt(target: &Target, patience: Duration, deadline: Deadline) -> Res
         wire,
         standby,
         receiver: Mutex::new(Some(Receiver { exec: receiver, going: false })),
+        ready: AtomicBool::new(false),
         sftp: Mutex::default(),
         over: Mutex::default(),
         _alive: alive,
@@ -130,6 +132,8 @@ pub(super) struct Connection {
     standby: Mutex<Option<Standby>>,
     /// A shell, or already its tar, that is up and waits for the source.
     receiver: Mutex<Option<Receiver>>,
+    /// Nothing of the user's runs before the next script: whatever stands by is to be as far as it gets.
+    ready: AtomicBool,
     /// An SFTP server that was asked nothing yet.
     sftp: Mutex<Option<Sftp>>,
     /// Runs that were followed to their ends over it.
@@ -165,6 +169,7 @@ impl Connection {
 
     /// A wrapper for the run `id`: the one that stands by, if it has that name.
     pub(super) async fn wrapper(self: &Arc<Self>, id: &RunId) -> Result<Exec, Fault> {
+        self.ready.store(false, Ordering::Relaxed);
         let standby = self.standby().take_if(|standby| standby.id == *id);
         if let Some(standby) = standby {
             self.restock();
@@ -186,6 +191,8 @@ impl Connection {
     /// Starts what a claim would have to wait for. Nothing of the user's may run until its step: it could change the
     /// profile, which the login shell has read then, and the folder, in which the tar is.
     pub(super) async fn make_ready(self: &Arc<Self>) {
+        // One that is still to come, after a warm-up, is told when it comes.
+        self.ready.store(true, Ordering::Relaxed);
         let standby = self.standby().take_if(|standby| !standby.logged_in);
         if let Some(mut standby) = standby {
             standby.logged_in = told(&mut standby.exec, LOGIN).await;
@@ -223,8 +230,10 @@ impl Connection {
                 return;
             }
             let id = RunId::new();
-            if let Ok(exec) = connection.wire.open(&wrapper_command(&id, &over)).await {
-                connection.standby().get_or_insert(Standby { id, exec, logged_in: false });
+            if let Ok(mut exec) = connection.wire.open(&wrapper_command(&id, &over)).await {
+                let ready = connection.ready.load(Ordering::Relaxed);
+                let logged_in = ready && told(&mut exec, LOGIN).await;
+                connection.standby().get_or_insert(Standby { id, exec, logged_in });
             }
         });
     }

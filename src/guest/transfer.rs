@@ -87,6 +87,7 @@ async fn read_bytes(stream: Option<impl AsyncRead + Unpin>, max: usize) -> Vec<u
 /// what had come.
 pub(super) async fn put_tree(link: &Link, tar: &Path, deadline: Deadline) -> Result<u64, Fault> {
     let late = |_| Err(source_fault("the source was not in the guest in time".into()));
+    link.is_used();
     let sent = link.whole(|on, before| async move { put_all(&on, tar, before > 0).await }.boxed());
     timeout_at(deadline.instant(), sent).await.unwrap_or_else(late)
 }
