@@ -146,8 +146,12 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
             if again.is_some() {
                 report(Progress::WentOn);
             }
-            self.reach(Doing::Artifacts, deadline).await?;
-            let taken = take_artifacts(work, deadline).await?;
+            // Taking them changes nothing in the guest, so it does not wait for the journal: a crash that finds the attempt in
+            // its last step hears of that step's end again, and comes here.
+            let (reached, taken) =
+                tokio::join!(self.reach(Doing::Artifacts, deadline), take_artifacts(work, deadline));
+            reached?;
+            let taken = taken?;
             report(Progress::Ended { exit_code: None });
             report(Progress::Artifacts(taken));
         }
