@@ -8,13 +8,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use common::peer::fresh_ssh;
 use common::{Installation, Spread, figure, problem, say};
 use preheat::api::wire::{BuildView, Claim, LogStream, StepSpec, SubmitSpec};
 use preheat::cli::follow::{Heard, follow};
 use preheat::clock::{Instant, now};
 use preheat::guest::ssh::SshConnector;
 use preheat::guest::{Connector, Target};
-use preheat::runtime::command::Invocation;
 use tokio::time::timeout;
 
 /// Rounds of warm claims, each with its fresh ssh, and of cold ones.
@@ -164,36 +164,6 @@ fn source() -> Result<Vec<u8>> {
         tar.append_data(&mut header, name, text.as_bytes())?;
     }
     Ok(tar.into_inner()?)
-}
-
-/// A connection of its own, with the daemon's key and options.
-async fn fresh_ssh(installation: &Installation, address: &str) -> Result<Duration> {
-    let options = [
-        "BatchMode=yes",
-        "PreferredAuthentications=publickey",
-        "IdentitiesOnly=yes",
-        "IdentityAgent=none",
-        "StrictHostKeyChecking=no",
-        "UserKnownHostsFile=/dev/null",
-        "GlobalKnownHostsFile=/dev/null",
-        "CheckHostIP=no",
-        "UpdateHostKeys=no",
-        "Compression=no",
-        "Ciphers=chacha20-poly1305@openssh.com,aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr",
-        "LogLevel=ERROR",
-    ];
-    let ssh = Invocation::new("ssh")
-        .args(["-T", "-F", "/dev/null", "-p", &common::SSH_PORT.to_string(), "-l", "admin", "-i"])
-        .arg(installation.key())
-        .args(options.iter().flat_map(|o| ["-o", o]))
-        .args(["--", address, "true"]);
-    let begun = now();
-    let done = ssh.output(Duration::from_secs(30)).await?;
-    let took = begun.elapsed();
-    if !done.status.success() {
-        bail!("ssh {address} true: {}", done.stderr);
-    }
-    Ok(took)
 }
 
 /// What a command takes when the connection is open already: no build can begin sooner.

@@ -2,6 +2,8 @@
 
 #![expect(dead_code, reason = "each bench uses its part")]
 
+pub mod peer;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,23 +146,43 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
             if again.is_some() {
                 report(Progress::WentOn);
             }
-            self.reach(Doing::Artifacts, deadline).await?;
-            let taken = take_artifacts(work, deadline).await?;
+            // Taking them changes nothing in the guest, so it does not wait for the journal: a crash that finds the attempt in
+            // its last step hears of that step's end again, and comes here.
+            let (reached, taken) =
+                tokio::join!(self.reach(Doing::Artifacts, deadline), take_artifacts(work, deadline));
+            reached?;
+            let taken = taken?;
             report(Progress::Ended { exit_code: None });
             report(Progress::Artifacts(taken));
         }
         Ok(())
     }
 
+    /// The source is on its way while the VM is asked whether it answers; what does not answer gets none of the blame that
+    /// the source's failure would be.
     async fn bring_source(&self) -> Result<(), Stop> {
         let (work, report) = (self.work, self.report);
         report(Progress::Began { phase: "probe", step: None });
-        work.channel.greet(work.probe_timeout).await.map_err(Stop::DeadVm)?;
+        let put = work.channel.put_tree(&work.source, self.deadline);
+        let mut put = pin!(until_cancelled(work, self.deadline, put));
+        let mut greet = work.channel.greet(work.probe_timeout);
+        let mut sent = None;
+        let answered = loop {
+            tokio::select! {
+                biased;
+                answered = &mut greet => break answered,
+                done = &mut put, if sent.is_none() => sent = Some(done),
+            }
+        };
+        answered.map_err(Stop::DeadVm)?;
         report(Progress::Ended { exit_code: None });
 
         report(Progress::Began { phase: "source", step: None });
-        let put = work.channel.put_tree(&work.source, self.deadline);
-        until_cancelled(work, self.deadline, put).await??;
+        let sent = match sent {
+            Some(sent) => sent,
+            None => put.await,
+        };
+        sent??;
         report(Progress::Ended { exit_code: None });
         Ok(())
     }

@@ -53,14 +53,15 @@ pub fn follow(client: &Client, id: BuildId, patience: Duration) -> mpsc::Receive
 /// Looks at the record until nobody wants to know.
 async fn look(client: Client, id: BuildId, heard: mpsc::Sender<Heard>) {
     loop {
+        // First of all a pause: what is over by then is told by the log's end.
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = heard.closed() => return,
+        }
         if let Ok(view) = client.build(id).await
             && heard.send(Heard::View(Box::new(view))).await.is_err()
         {
             return;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = heard.closed() => return,
         }
     }
 }

@@ -1,17 +1,19 @@
-//! A connection into a guest with what stands by on it: a wrapper that waits for its script, and a receiver that waits
-//! for the source, so that neither waits for a shell.
+//! A connection into a guest with what stands by on it: a wrapper that waits for its script, a receiver that waits for the
+//! source, and an SFTP server that waits to be asked for artifacts, so that none of them waits for a process.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use openssh::ChildStderr;
+use openssh_sftp_client::{Sftp, SftpOptions};
 use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout, timeout_at};
 use tokio_util::sync::DropGuard;
 
 use super::master::{self, Master, Miss};
 use super::wire::{Exec, Status, Wire, write};
-use super::wrapper::{READY, question, receive_command, wrapper_command};
+use super::wrapper::{GO, LOGIN, READY, question, receive_command, wrapper_command};
 use super::{Fresh, Target, fresh, transfer};
 use crate::clock::{Deadline, now};
 use crate::ids::RunId;
@@ -109,11 +111,13 @@ async fn attempt(
     }
     // It is up by the time that a build has a source; nobody waits for it here.
     let receiver = wire.open(&receive_command()).await.map_err(|f| Miss::Closed(f.text))?;
-    let standby = Mutex::new(Some(Standby { id, exec: standby }));
+    let standby = Mutex::new(Some(Standby { id, exec: standby, logged_in: false }));
     Ok(Connection {
         wire,
         standby,
-        receiver: Mutex::new(Some(receiver)),
+        receiver: Mutex::new(Some(Receiver { exec: receiver, going: false })),
+        ready: AtomicBool::new(false),
+        sftp: Mutex::default(),
         over: Mutex::default(),
         _alive: alive,
     })
@@ -140,8 +144,12 @@ pub(super) struct Connection {
     pub wire: Wire,
     /// A wrapper that is up and waits for its script. Closed, it goes.
     standby: Mutex<Option<Standby>>,
-    /// A shell that is up and waits for the source.
-    receiver: Mutex<Option<Exec>>,
+    /// A shell, or already its tar, that is up and waits for the source.
+    receiver: Mutex<Option<Receiver>>,
+    /// Nothing of the user's runs before the next script: whatever stands by is to be as far as it gets.
+    ready: AtomicBool,
+    /// An SFTP server that was asked nothing yet.
+    sftp: Mutex<Option<Sftp>>,
     /// Runs that were followed to their ends over it.
     over: Mutex<Vec<RunId>>,
     _alive: DropGuard,
@@ -152,6 +160,15 @@ pub(super) struct Connection {
 struct Standby {
     id: RunId,
     exec: Exec,
+    logged_in: bool,
+}
+
+/// What waits for the source.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    pub exec: Exec,
+    /// Its tar was started: what it reads from now on is the archive.
+    pub going: bool,
 }
 
 impl Connection {
@@ -166,6 +183,7 @@ impl Connection {
 
     /// A wrapper for the run `id`: the one that stands by, if it has that name.
     pub(super) async fn wrapper(self: &Arc<Self>, id: &RunId) -> Result<Exec, Fault> {
+        self.ready.store(false, Ordering::Relaxed);
         let standby = self.standby().take_if(|standby| standby.id == *id);
         if let Some(standby) = standby {
             self.restock();
@@ -174,9 +192,39 @@ impl Connection {
         self.wire.open(&wrapper_command(id, &[])).await
     }
 
-    /// The shell that waits for the source, once.
-    pub(super) fn take_receiver(&self) -> Option<Exec> {
+    /// What waits for the source, once.
+    pub(super) fn take_receiver(&self) -> Option<Receiver> {
         self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The SFTP server that stands by, once.
+    pub(super) fn take_sftp(&self) -> Option<Sftp> {
+        self.sftp.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Starts what a claim would have to wait for. Nothing of the user's may run until its step: it could change the
+    /// profile, which the login shell has read then, and the folder, in which the tar is.
+    pub(super) async fn make_ready(self: &Arc<Self>) {
+        // One that is still to come, after a warm-up, is told when it comes.
+        self.ready.store(true, Ordering::Relaxed);
+        let standby = self.standby().take_if(|standby| !standby.logged_in);
+        if let Some(mut standby) = standby {
+            standby.logged_in = told(&mut standby.exec, LOGIN).await;
+            self.standby().get_or_insert(standby);
+        }
+        let receiver = self.take_receiver();
+        if let Some(mut receiver) = receiver {
+            receiver.going = receiver.going || told(&mut receiver.exec, GO).await;
+            self.receiver.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(receiver);
+        }
+        let connection = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let Some(wire) = connection.upgrade().map(|connection| connection.wire.clone()) else { return };
+            let opened = wire.or_lost(Sftp::from_clonable_session(wire.session(), SftpOptions::default()));
+            if let (Ok(Ok(sftp)), Some(connection)) = (opened.await, connection.upgrade()) {
+                connection.sftp.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(sftp);
+            }
+        });
     }
 
     /// Notes that the run `id` was followed to its end.
@@ -196,8 +244,10 @@ impl Connection {
                 return;
             }
             let id = RunId::new();
-            if let Ok(exec) = connection.wire.open(&wrapper_command(&id, &over)).await {
-                connection.standby().get_or_insert(Standby { id, exec });
+            if let Ok(mut exec) = connection.wire.open(&wrapper_command(&id, &over)).await {
+                let ready = connection.ready.load(Ordering::Relaxed);
+                let logged_in = ready && told(&mut exec, LOGIN).await;
+                connection.standby().get_or_insert(Standby { id, exec, logged_in });
             }
         });
     }
@@ -206,14 +256,14 @@ impl Connection {
     pub(super) async fn greet(&self, limit: Duration) -> Result<(), Fault> {
         let limit = Deadline::after(limit);
         let standby = self.standby().take();
-        if let Some(Standby { id, mut exec }) = standby {
-            let answered = timeout_at(limit.instant(), self.wire.or_lost(asked(&mut exec))).await;
+        if let Some(mut standby) = standby {
+            let answered = timeout_at(limit.instant(), self.wire.or_lost(asked(&mut standby.exec))).await;
             match answered.map_err(|_| failed("the waiting shell did not answer in time"))?? {
                 true => {
-                    self.standby().get_or_insert(Standby { id, exec });
+                    self.standby().get_or_insert(standby);
                     return Ok(());
                 }
-                false => drop(exec),
+                false => drop(standby),
             }
         }
         self.probe(limit.left()).await
@@ -240,6 +290,14 @@ impl Connection {
 
 fn failed(text: &str) -> Fault {
     Fault::new(Reason::ProbeFailed, "probe", text)
+}
+
+/// Whether what stands by took a word. One that is dead shows when it is needed.
+async fn told(exec: &mut Exec, word: &[u8]) -> bool {
+    match exec.stdin.as_mut() {
+        Some(stdin) => write(stdin, word).await.is_ok(),
+        None => false,
+    }
 }
 
 /// Whether a waiting wrapper answers.

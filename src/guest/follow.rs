@@ -145,6 +145,7 @@ impl<'a> Follower<'a> {
 
     /// Sends the script to one wrapper after the other until one has begun it, and follows it.
     async fn begin(&self, payload: &[u8]) -> Result<i32, Fault> {
+        self.link.is_used();
         let mut lost: Option<Arc<Connection>> = None;
         for _ in 0..BEGINS_MAX {
             let connection = self.link.up(lost.as_ref()).await?;

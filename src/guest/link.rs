@@ -9,6 +9,7 @@
 //! One task dials, so that however many wait for a connection, there is one dial.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -32,6 +33,9 @@ pub(super) const REDIAL: Duration = Duration::from_secs(15);
 const HELD: Duration = Duration::from_secs(60);
 const SHORT_ONES_MAX: usize = 10;
 
+/// For a word to each of those that stand by: they read it when they like.
+const READY_MAX: Duration = Duration::from_secs(5);
+
 /// How often something that must be whole is begun again because its connection was lost.
 const TRIES_MAX: usize = 4;
 
@@ -46,6 +50,8 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Link {
     state: Arc<watch::Sender<State>>,
+    /// The guest is to be ready for a claim, over whichever connection.
+    ready: Arc<AtomicBool>,
     _keeper: AbortOnDropHandle<()>,
 }
 
@@ -53,8 +59,9 @@ impl Link {
     pub(super) fn new(target: Target, first: Connection) -> Self {
         let first = Arc::new(first);
         let state = Arc::new(watch::Sender::new(State::Up(first.clone())));
-        let keeper = tokio::spawn(keep(target, first, state.clone()));
-        Self { state, _keeper: AbortOnDropHandle::new(keeper) }
+        let ready = Arc::new(AtomicBool::new(false));
+        let keeper = tokio::spawn(keep(target, first, state.clone(), ready.clone()));
+        Self { state, ready, _keeper: AbortOnDropHandle::new(keeper) }
     }
 
     /// A connection, another one than `lost`: waits while one is dialled.
@@ -81,6 +88,24 @@ impl Link {
             State::Up(connection) => connection.reserved(),
             State::Down | State::Over(_) => None,
         }
+    }
+
+    /// Has what a claim needs started on the connection that there is. Without one, or with one that does not take a word,
+    /// the claim starts it.
+    pub(super) async fn make_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+        let up = match &*self.state.borrow() {
+            State::Up(connection) => Some(connection.clone()),
+            State::Down | State::Over(_) => None,
+        };
+        if let Some(connection) = up {
+            timeout(READY_MAX, connection.make_ready()).await.ok();
+        }
+    }
+
+    /// Something of a build goes into the guest.
+    pub(super) fn is_used(&self) {
+        self.ready.store(false, Ordering::Relaxed);
     }
 
     /// Resolves when the guest can be reached no more.
@@ -196,7 +221,12 @@ fn set(state: &watch::Sender<State>, next: State) -> bool {
 }
 
 /// Dials whenever the connection is lost, until it is over.
-async fn keep(target: Target, first: Arc<Connection>, state: Arc<watch::Sender<State>>) {
+async fn keep(
+    target: Target,
+    first: Arc<Connection>,
+    state: Arc<watch::Sender<State>>,
+    ready: Arc<AtomicBool>,
+) {
     let mut over = std::pin::pin!(over(state.subscribe()));
     let mut connection = first;
     let mut short_ones = 0;
@@ -227,6 +257,9 @@ async fn keep(target: Target, first: Arc<Connection>, state: Arc<watch::Sender<S
                 return end(&state, lost_for_good(&loss, &why));
             }
         };
+        if ready.load(Ordering::Relaxed) {
+            timeout(READY_MAX, connection.make_ready()).await.ok();
+        }
         if !set(&state, State::Up(connection.clone())) {
             return;
         }

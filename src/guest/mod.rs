@@ -9,6 +9,7 @@ pub(crate) mod heads;
 pub mod lines;
 mod link;
 mod master;
+mod pick;
 mod receive;
 pub mod script;
 pub mod ssh;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -177,6 +179,12 @@ pub trait Channel: Send + Sync {
     /// not pass. Where none waits, it is a [probe](Channel::probe).
     fn greet(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>> {
         self.probe(limit)
+    }
+
+    /// Nothing of the user's runs in the guest until the next script: whatever that and the source will need is started now.
+    /// Done in no time; what it starts comes up by itself.
+    fn make_ready(&self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
     }
 
     /// Streams an uncompressed tar file into [`WORK_DIR`], which it makes. Returns the bytes sent.

@@ -85,6 +85,10 @@ impl Channel for SshChannel {
         .boxed()
     }
 
+    fn make_ready(&self) -> BoxFuture<'_, ()> {
+        self.link.make_ready().boxed()
+    }
+
     fn put_tree<'a>(&'a self, tar: &'a Path, deadline: Deadline) -> BoxFuture<'a, Result<u64, Fault>> {
         transfer::put_tree(&self.link, tar, deadline).boxed()
     }

@@ -14,13 +14,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{timeout, timeout_at};
 
-use super::connection::Connection;
+use super::connection::{Connection, Receiver};
 use super::globs::{Globs, Verdict};
 use super::link::Link;
+use super::pick::pick;
 use super::receive::{Pieces, Sink, receive_tar};
 use super::script::quote;
 use super::wire::{Exec, Status, Wire, text_of};
-use super::wrapper::{receive_again_command, receive_command};
+use super::wrapper::{GO, receive_again_command, receive_command};
 use super::{Take, TakeError, Taken, WORK_DIR};
 use crate::clock::Deadline;
 use crate::runtime::{Fault, Reason};
@@ -48,7 +49,7 @@ const PIECES_WAITING: usize = 8;
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// SFTP's own close waits for ever when a handle is still alive.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 const TAKE: &str = "take artifacts";
 
@@ -86,6 +87,7 @@ async fn read_bytes(stream: Option<impl AsyncRead + Unpin>, max: usize) -> Vec<u
 /// what had come.
 pub(super) async fn put_tree(link: &Link, tar: &Path, deadline: Deadline) -> Result<u64, Fault> {
     let late = |_| Err(source_fault("the source was not in the guest in time".into()));
+    link.is_used();
     let sent = link.whole(|on, before| async move { put_all(&on, tar, before > 0).await }.boxed());
     timeout_at(deadline.instant(), sent).await.unwrap_or_else(late)
 }
@@ -95,27 +97,30 @@ async fn put_all(connection: &Connection, tar: &Path, again: bool) -> Result<u64
     let _turn = wire.take_turn().await;
     // One that stands by takes the tree; should it be dead, another one does.
     let waiting = if again { None } else { connection.take_receiver() };
-    if let Some(exec) = waiting
-        && let Some(bytes) = send_tree(wire, exec, tar).await?
+    if let Some(receiver) = waiting
+        && let Some(bytes) = send_tree(wire, receiver, tar).await?
     {
         return Ok(bytes);
     }
     let exec = wire.open(&if again { receive_again_command() } else { receive_command() }).await?;
-    match send_tree(wire, exec, tar).await? {
+    match send_tree(wire, Receiver { exec, going: false }, tar).await? {
         Some(bytes) => Ok(bytes),
         None => Err(wire.blame("the connection ended while source was sent".into()).await),
     }
 }
 
 /// Sends the tree to a receiver. `None` when that was killed.
-async fn send_tree(wire: &Wire, mut exec: Exec, tar: &Path) -> Result<Option<u64>, Fault> {
+async fn send_tree(wire: &Wire, receiver: Receiver, tar: &Path) -> Result<Option<u64>, Fault> {
+    let Receiver { mut exec, going } = receiver;
     let unreadable = |e: io::Error| source_fault(format!("{}: {e}", tar.display()));
     let mut file = File::open(tar).await.map_err(unreadable)?;
     let stdin = exec.stdin.take();
     let send = async {
         let Some(mut stdin) = stdin else { return Ok(0) };
         // One that does not take it says why on its stderr.
-        stdin.write_all(b"go\n").await.ok();
+        if !going {
+            stdin.write_all(GO).await.ok();
+        }
         let mut piece = BytesMut::with_capacity(PIECE_BYTES);
         let mut bytes = 0;
         while file.read_buf(&mut piece).await? > 0 {
@@ -151,7 +156,7 @@ fn complaint(stderr: &str, code: i32) -> Fault {
     source_fault(format!("tar in the guest ended with {code}: {}", first.join("; ")))
 }
 
-/// Takes files out: a listing, then one tar stream of all small files, then each large file by itself. When its connection
+/// Takes files out: a few [as they are](pick), else a listing, then one tar stream of all small files, then each large file by itself. When its connection
 /// is lost, it begins again.
 pub(super) async fn take(link: &Link, take: &Take) -> Result<Vec<Taken>, TakeError> {
     let taken = link.whole(|on, before| {
@@ -159,7 +164,7 @@ pub(super) async fn take(link: &Link, take: &Take) -> Result<Vec<Taken>, TakeErr
             if before > 0 {
                 empty(&take.into).await.map_err(TakeError::Host)?;
             }
-            take_all(&on.wire, take).await
+            take_all(&on, take).await
         }
         .boxed()
     });
@@ -175,17 +180,20 @@ async fn empty(folder: &Path) -> io::Result<()> {
     tokio::fs::create_dir(folder).await
 }
 
-async fn take_all(wire: &Wire, take: &Take) -> Result<Vec<Taken>, TakeError> {
+async fn take_all(on: &Connection, take: &Take) -> Result<Vec<Taken>, TakeError> {
     if take.globs.is_empty() {
         return Ok(Vec::new());
     }
     let globs = Globs::new(&take.globs).map_err(|glob| TakeError::Missing { glob })?;
-    let _turn = wire.take_turn().await;
+    let (wire, _turn) = (&on.wire, on.wire.take_turn().await);
+    let sink = Arc::new(Sink::new(&take.into, take.bytes_max));
+    if let Some(taken) = pick(on, &globs, &sink).await? {
+        return Ok(taken);
+    }
     let found = list(wire, &globs).await?;
     if let Some(glob) = globs.unmatched(found.files.iter().map(|f| f.name.as_str())) {
         return Err(TakeError::Missing { glob });
     }
-    let sink = Arc::new(Sink::new(&take.into, take.bytes_max));
     let (large, small): (Vec<_>, Vec<_>) = found.files.into_iter().partition(|f| f.large);
     let small: Vec<String> = small.into_iter().map(|f| f.name).collect();
     let mut taken = if small.is_empty() { Vec::new() } else { take_small(wire, small, &sink).await? };
@@ -342,7 +350,7 @@ async fn take_large(
     Ok(taken)
 }
 
-async fn fetch(
+pub(super) async fn fetch(
     wire: &Wire,
     sftp: &Sftp,
     folder: &str,

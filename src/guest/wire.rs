@@ -14,8 +14,8 @@ use crate::clock::Deadline;
 use crate::runtime::{Fault, Reason};
 
 /// Commands at once over one connection. sshd's `MaxSessions` is 10, a slot is free a little after its command's end, and
-/// each of the two that stand by has one.
-const CHANNELS_MAX: usize = 6;
+/// each of the three that stand by has one.
+const CHANNELS_MAX: usize = 5;
 
 /// How long a refused channel is asked for again, and at what interval.
 const REFUSED_LIMIT: Duration = Duration::from_secs(5);

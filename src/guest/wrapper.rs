@@ -4,9 +4,11 @@
 //!   host                               guest: wrapper.sh, leader of its own session (sshd sees to that)
 //!    |  <------------- ready ----------- |   (waits, for hours if need be: a standby)
 //!    |  -- ask -----> <---- here ------- |   (asked whether it is there: no fork, no file)
+//!    |  -- login ----------------------> |-- $SHELL -l, past its profile, waits for its text (only where nothing of the
+//!    |                                   |   user's runs before the step that might change the profile)
 //!    |  -- run, text, name ------------> |   on stdin; nothing of it is ever an argument
 //!    |  <-------------- go ------------- |-- `begun` is made: by it, or by whoever was told "never"
-//!    |  <----------- output ------ tee --|-- $SHELL -l -c 'eval "$PREHEAT_STEP"'
+//!    |  <----------- output ------ tee --|-- $SHELL -l: eval "$PREHEAT_STEP"
 //!    |                    files <-- tee -|   (the step goes on when nobody reads, and nobody misses a line)
 //!    |  <----------- exit code --------- |   behind all output, in the files too
 //!    |  -- bye ------------------------> |   kill -KILL 0: the group, the wrapper with it
@@ -16,8 +18,10 @@
 //! `attach.sh`, which is a fresh command: it reads the files from where a reader had got to, and follows them.
 //! `stop.sh`, another fresh command, ends a run that is cancelled or over its time.
 //!
-//! Everything that a claim needs is there before it: the folder, the two `tee`s, the watcher. What is forked at the claim
-//! is the step.
+//! Everything that a claim needs is there before it: the folder, the two `tee`s, the watcher, the reader, and the login
+//! shell. Nothing is forked at the claim but what the step forks.
+//!
+//! What a profile prints goes nowhere: it would come before the step as often as not.
 //!
 //! The step writes into pipes, not into the files: `echo >/dev/stderr` cuts a file off on Linux.
 //!
@@ -38,6 +42,12 @@ use crate::ids::RunId;
 
 /// What the wrapper prints on stderr when it is up.
 pub(super) const READY: &[u8] = b"\x1Epreheat ready\x1E";
+
+/// What has a wrapper start its login shell before it knows what to run in it. Said once.
+pub(super) const LOGIN: &[u8] = b"login\n";
+
+/// What has a receiver start its tar.
+pub(super) const GO: &[u8] = b"go\n";
 
 /// What ends a wrapper whose run is over, with all that is left of its group.
 pub(super) const BYE: &[u8] = b"bye\n";

@@ -195,6 +195,7 @@ pub async fn reach(
     let began = clock::now();
     let limit = Deadline::after(recipe.warmup_timeout + WARMUP_SLACK);
     by(limit, "warm-up", warm_up(channel.as_ref(), recipe)).await.map_err(at(BirthPhase::Warmup))?;
+    channel.make_ready().await;
     done(BirthPhase::Warmup, began.elapsed());
     Ok(Answered { channel, address })
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use preheat::guest::{Channel, Ended, Line, Position, Stream};
 use preheat::ids::RunId;
@@ -154,14 +154,15 @@ async fn a_run_that_never_began_is_told_so_and_never_begins() {
     let is_wrapper =
         |line: &str| line.starts_with("/bin/sh -c") && line.ends_with(&format!("preheat {}", id.as_str()));
     let wrapper = processes().into_iter().find(|p| is_wrapper(&p.line)).expect("it stands by").pid;
-    kill(Pid::from_raw(wrapper), Signal::SIGSTOP).expect("stopped");
+    // With all that it is made of.
+    killpg(Pid::from_raw(wrapper), Signal::SIGSTOP).expect("stopped");
     let running = begin_as(&first, id.clone(), script("echo ran >>~/ran"));
     tokio::time::sleep(Duration::from_millis(300)).await;
     running.task.abort();
     drop((running, first));
     let (ended, _) = attach(&channel, id.clone(), Position::default()).finished().await;
     assert_eq!(ended.expect("answered"), None);
-    kill(Pid::from_raw(wrapper), Signal::SIGCONT).expect("continued");
+    killpg(Pid::from_raw(wrapper), Signal::SIGCONT).expect("continued");
     eventually("the wrapper is gone", || !lives(wrapper)).await;
     assert_eq!(sshd.noted("ran"), Vec::<String>::new());
 

@@ -8,6 +8,7 @@
 
 mod cuts;
 mod reach;
+mod ready;
 mod sshd;
 mod steps;
 mod trees;

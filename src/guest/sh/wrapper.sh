@@ -4,7 +4,9 @@ printf "\036preheat ready\036" >&4
 # Runs that are over and done with hold memory.
 shift
 for old; do rm -rf "${base:?}/$old"; done
-mkdir -p -m 700 "$HOME/.preheat" "$base" "$d" && cd "$d" && mkfifo -m 600 o e life && true >out && true >err || {
+# A text must not get into an argument list.
+[ "$(command -v printf)" = printf ] || { printf "preheat: the printf of /bin/sh is a program\n" >&4; exit 71; }
+mkdir -p -m 700 "$HOME/.preheat" "$base" "$d" && cd "$d" && mkfifo -m 600 o e life text && true >out && true >err || {
   printf "preheat: cannot make %s\n" "$d" >&4
   exit 73
 }
@@ -39,44 +41,83 @@ t2=$!
   kill -KILL 0
 ) <life >/dev/null 3<&- 4>&- &
 watcher=$!
+# The reader speaks with the host until there is something to run. It has its own process because the step, and so the
+# shell that waits for it, is in the foreground: a background job of a shell without job control would ignore SIGINT for
+# ever.
+over() { rm -f ./*; kill -KILL 0; }
+(
+  trap "" $all_signals
+  in=
+  while :; do
+    IFS=" " read -r word rest <&3 || over
+    case $word in
+      run) break ;;
+      login) [ -n "$in" ] || printf "login\n" >&9; in=1 ;;
+      *) printf "\036%s here\036" "$rest" >&4 ;;
+    esac
+  done
+  # A text that is cut off by a lost connection is never run.
+  if [ "$rest" -gt 0 ]; then
+    body=$(head -c "$rest" <&3)
+    case $body in *"$id") ;; *) over ;; esac
+  else
+    body=
+    while :; do
+      IFS= read -r line <&3 || over
+      body="$body$line
+"
+      [ "$line" != "$id" ] || break
+    done
+  fi
+  # One of those who open this file first makes it: we, or somebody who was told that the run never begins.
+  set -C
+  true >begun || kill -KILL 0
+  set +C
+  true >"$note"
+  printf "\036%s go\036" "$id" >&4
+  printf "\036%s go\036" "$id"
+  printf "run %s %s\n%s" "$rest" "$id" "$body" >&9
+) 9>text &
 leader=$$
-exec 5>life 6>o 7>e
+exec 5>life 6>o 7>e 8<text
 printf "%s %s %s %s\n" "$leader" "$t1" "$t2" "$watcher" >pids
 printf "%s %s %s %s\n" "$leader" "$t1" "$t2" "$watcher" >&5
-over() { rm -f ./*; kill -KILL 0; }
-while :; do
-  IFS=" " read -r word rest <&3 || over
-  [ "$word" != run ] || break
-  printf "\036%s here\036" "$rest" >&4
-done
-# A text that is cut off by a lost connection is never run.
-if [ "$rest" -gt 0 ]; then
-  body=$(head -c "$rest" <&3)
-  case $body in *"$id") body=${body%"$id"} ;; *) over ;; esac
-else
-  body=
-  while :; do
-    IFS= read -r line <&3 || over
-    [ "$line" != "$id" ] || break
-    body="$body$line
-"
-  done
-fi
-# One of those who open this file first makes it: we, or somebody who was told that the run never begins.
-set -C
-true >begun || kill -KILL 0
-set +C
-true >"$note"
-printf "\036%s go\036" "$id" >&4
-printf "\036%s go\036" "$id"
-cd "$HOME" || cd /
-# Caught, not ignored: caught ones are reset in children. The step runs in the foreground: a background job of a shell
-# without job control would ignore SIGINT for ever.
-trap : $all_signals
 shell=${SHELL:-/bin/sh}
 case ${shell##*/} in sh|bash|dash|ash|zsh|ksh|mksh) ;; *) shell=/bin/sh ;; esac
-PREHEAT_STEP=$body PREHEAT_STEP_ID=$id "$shell" -l -c "eval \"\$PREHEAT_STEP\"" </dev/null >&6 2>&7 3<&- 4>&- 5>&- 6>&- 7>&-
-rc=$?
+# What the login shell does behind its profile, whose words go nowhere: it takes its text, whole, and becomes the step.
+step="
+[ \"\$PREHEAT_STEP_BYTES\" ] || IFS=\" \" read -r PREHEAT_STEP PREHEAT_STEP_BYTES PREHEAT_STEP_LINE <&8 || exit 71
+PREHEAT_STEP=
+if [ \"\$PREHEAT_STEP_BYTES\" -gt 0 ]; then
+  PREHEAT_STEP=\$(head -c \"\$PREHEAT_STEP_BYTES\" <&8)
+  case \$PREHEAT_STEP in *\"\$PREHEAT_STEP_ID\") PREHEAT_STEP=\${PREHEAT_STEP%\"\$PREHEAT_STEP_ID\"} ;; *) exit 71 ;; esac
+else
+  while IFS= read -r PREHEAT_STEP_LINE <&8 || exit 71; [ \"\$PREHEAT_STEP_LINE\" != \"\$PREHEAT_STEP_ID\" ]; do
+    PREHEAT_STEP=\"\$PREHEAT_STEP\$PREHEAT_STEP_LINE
+\"
+  done
+fi
+exec 8<&- >\"\$PREHEAT_STEP_DIR/o\" 2>\"\$PREHEAT_STEP_DIR/e\"
+unset PREHEAT_STEP_BYTES PREHEAT_STEP_LINE PREHEAT_STEP_DIR
+eval \"\$PREHEAT_STEP\""
+login() (
+  cd "$HOME" || cd /
+  PREHEAT_STEP_BYTES=$1 PREHEAT_STEP_DIR=$d PREHEAT_STEP_ID=$id \
+    exec "$shell" -l -c "$step" </dev/null >/dev/null 2>&1 3<&- 4>&- 5>&- 6>&- 7>&-
+)
+# Caught, not ignored: caught ones are reset in children.
+trap : $all_signals
+# Told to log in, the shell is up and past its profile when its text comes; else, and where it did not wait, it is started
+# with its text.
+while IFS=" " read -r word bytes check <&8; do
+  case $word:$check in
+    login:) login ""; rc=$? ;;
+    run:"$id") login "$bytes"; rc=$?; break ;;
+    *) break ;;
+  esac
+done
+[ -e begun ] || kill -KILL 0
+exec 8<&-
 exec 6>&- 7>&-
 printf "end\n" >&5
 # A signal that is caught ends a wait early.
