@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::breaker::Verdict;
+use super::gap::Gaps;
 use super::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
 use super::ledger::{Adoption, Drain, Ledger, Stage, VmRow, Waiting};
 use super::policy::{self, Decision};
@@ -23,9 +24,10 @@ use crate::host;
 use crate::ids::{BuildId, Generation, PoolName};
 use crate::runtime::{Fault, ImageInfo, Reason, Runtime, VmName};
 use crate::telemetry::events::{
-    ActorRestarted, AdoptionEnd, BreakerOpened, GuestRefused, PoolTroubled, RetireReason, StaleReport,
-    VmAdopted, VmCreated,
+    ActorRestarted, AdoptionEnd, BreakerOpened, GuestRefused, PoolTroubled, RetireReason, SlotRefilled,
+    StaleReport, VmAdopted, VmCreated,
 };
+use crate::trace::chronicle::Chronicle;
 use crate::vm::actor::{self as vm_actor, Begin, VmArguments};
 use crate::vm::birth::Recipe;
 use crate::vm::handle::{Reporter, VmCommand, VmHandle, VmReport};
@@ -85,6 +87,7 @@ pub struct PoolArguments {
     /// Told of each generation before it is used.
     pub note_generation: Arc<dyn Fn(Generation) + Send + Sync>,
     pub publish: watch::Sender<Arc<PoolSnapshot>>,
+    pub chronicle: Chronicle,
     /// As an earlier run of the daemon left it.
     pub draining: Option<Drain>,
 }
@@ -105,6 +108,7 @@ pub struct PoolBooks {
     adopted: HashMap<BuildId, (VmName, Option<String>)>,
     /// Who is told when a VM's guest is dead.
     mourners: HashMap<VmName, Lessee>,
+    gaps: Gaps,
     images_asked: HashMap<PoolName, AbortOnDropHandle<()>>,
     disk_asked: Option<AbortOnDropHandle<()>>,
     timer: Option<AbortOnDropHandle<()>>,
@@ -136,6 +140,7 @@ impl Actor for PoolManager {
             channels: HashMap::new(),
             lessees: HashMap::new(),
             mourners: HashMap::new(),
+            gaps: Gaps::default(),
             images_asked: HashMap::new(),
             disk_asked: None,
             timer: None,
@@ -271,7 +276,10 @@ impl PoolBooks {
                 let moved = self.ledger.prepared(vm);
                 expect(moved, vm, "prepared");
             }
-            VmReport::Started { pid } => {
+            VmReport::Started { pid, at } => {
+                if let Some(gap) = self.gaps.started(vm, at) {
+                    SlotRefilled { vm, gap }.emit();
+                }
                 if let Some(row) = self.ledger.vms.get_mut(vm) {
                     row.pid = pid;
                 }
@@ -283,7 +291,8 @@ impl PoolBooks {
                 self.ledger.breaker.mended();
             }
             VmReport::Failed { phase, fault } => self.failed(me, vm, phase, fault),
-            VmReport::GuestDead => {
+            VmReport::GuestDead { at } => {
+                self.gaps.died(vm, at);
                 self.ledger.guest_dead(vm);
                 self.mourn(vm);
             }
@@ -319,6 +328,11 @@ impl PoolBooks {
             match self.ledger.adopt(&adoption, UnixMillis::now()) {
                 Ok(()) => {
                     self.adopted.insert(adoption.build, (adoption.vm.clone(), None));
+                    self.args.chronicle.vm(
+                        &adoption.vm,
+                        VmStateName::Adopting.as_str(),
+                        Some(adoption.build),
+                    );
                     self.spawn_vm(me, &adoption.vm, Begin::Adoption).await?;
                 }
                 // The janitor finds it.
@@ -537,6 +551,7 @@ impl PoolBooks {
         while let Some(decision) = policy::decide(&self.ledger, now) {
             self.perform(me, decision, claiming, now).await?;
         }
+        self.gaps.turn_over();
         self.look_at_images(me, now);
         self.ledger.forget_closed();
         self.shapes.retain(|pool, _| self.ledger.pools.contains_key(pool));
@@ -568,12 +583,14 @@ impl PoolBooks {
                 if !self.ledger.grant(&vm) {
                     return Err(format!("{vm} cannot be started although the policy says so").into());
                 }
+                self.gaps.granted(&vm);
                 self.command(&vm, VmCommand::GrantSlot);
             }
             Decision::Clone { pool, slot } => {
                 let vm = self.ledger.register(&pool, slot, UnixMillis::now());
                 (self.args.note_generation)(vm.generation);
                 VmCreated { vm: &vm }.emit();
+                self.args.chronicle.vm(&vm, VmStateName::Cloning.as_str(), None);
                 self.spawn_vm(me, &vm, Begin::Birth).await?;
             }
             Decision::Remove { vm, why } => self.remove(&vm, why),
@@ -592,6 +609,7 @@ impl PoolBooks {
         let Some(channel) = self.channels.remove(vm) else { return self.remove(vm, RetireReason::Failed) };
         let Some(waiting) = self.ledger.lease(vm, build) else { return };
         self.command(vm, VmCommand::Lease);
+        self.args.chronicle.vm(vm, VmStateName::Leased.as_str(), Some(build));
         let lease = Lease {
             vm: vm.clone(),
             channel,
@@ -618,8 +636,9 @@ impl PoolBooks {
         vm: &VmName,
         begin: Begin,
     ) -> Result<(), ActorProcessingErr> {
-        let told = me.clone();
+        let (told, chronicle) = (me.clone(), self.args.chronicle.clone());
         let report: Reporter = Arc::new(move |vm, report| {
+            chronicle.heard(vm, &report);
             told.cast(PoolMessage::Vm(vm.clone(), report)).ok();
         });
         let arguments = VmArguments {

@@ -1,12 +1,13 @@
 //! Many VMs, and who gets which. `ledger` is the books, `policy` reads them and says the next thing to do, `admission` says
-//! what a build waits for; `trouble` how long a pool waits after failures, `breaker` the host, and `limit` what is left of
-//! macOS's slots: all of them are pure. `actor` performs; `recipe` is what a VM is
+//! what a build waits for; `trouble` how long a pool waits after failures, `breaker` the host, `limit` what is left of
+//! macOS's slots, and `gap` how long slots stand empty: all of them are pure. `actor` performs; `recipe` is what a VM is
 //! made from.
 
 pub mod actor;
 pub mod admission;
 pub mod breaker;
 pub mod follow;
+pub mod gap;
 pub mod handle;
 pub mod ledger;
 pub mod limit;

@@ -35,6 +35,31 @@ const STEPS: &[&str] = &[
     "
     CREATE TABLE secrets (build INTEGER PRIMARY KEY, sealed BLOB NOT NULL) STRICT;
 ",
+    "
+    CREATE TABLE vm_spans (
+        id INTEGER PRIMARY KEY,
+        pool TEXT NOT NULL,
+        slot INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        phase TEXT NOT NULL,
+        began_us INTEGER NOT NULL,
+        build INTEGER,
+        detail TEXT
+    ) STRICT;
+    CREATE INDEX vm_spans_vm ON vm_spans (pool, slot, generation);
+    CREATE INDEX vm_spans_build ON vm_spans (build) WHERE build IS NOT NULL;
+    CREATE INDEX vm_spans_age ON vm_spans (began_us);
+    CREATE TABLE upload_spans (
+        id INTEGER PRIMARY KEY,
+        build INTEGER NOT NULL,
+        sink TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        began_us INTEGER NOT NULL,
+        ended_us INTEGER NOT NULL,
+        error TEXT
+    ) STRICT;
+    CREATE INDEX upload_spans_build ON upload_spans (build);
+",
 ];
 
 /// Sets a connection up and runs the steps that are missing.

@@ -4,6 +4,7 @@
 mod migrations;
 pub mod record;
 pub mod seal;
+pub mod spans;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -10,7 +10,7 @@ use tokio::time::{interval, sleep, timeout};
 
 use crate::blocking;
 use crate::build::actor::{BuildContext, folder};
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMicros, UnixMillis};
 use crate::config::Config;
 use crate::host;
 use crate::ids::BuildId;
@@ -20,7 +20,7 @@ use crate::janitor::plan::Expected;
 use crate::janitor::retain::{self, Item, Policy};
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
-use crate::store::{Ended, StoreError};
+use crate::store::{BuildRecord, Ended, StoreError};
 use crate::telemetry::events::{Degraded, DiskMeasured, Removed, Stored};
 use crate::vm::state::VmStateName;
 
@@ -35,6 +35,12 @@ const ROUND_MAX: Duration = Duration::from_secs(300);
 /// A file of the spool that no build needs may be a source that is still coming in; one that nobody has written to for this
 /// long is none.
 const SPOOL_LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// What is kept of timelines from before the oldest build that is kept: it ran before it ended, and its VM was warm before
+/// it ran.
+const SPANS_SLACK: Duration = Duration::from_secs(2 * 86_400);
+/// Rows of a timeline's table that are kept at most: some ten thousand builds' VMs, and less than 20 MB.
+const SPANS_MAX: u32 = 150_000;
 
 /// What the books say of each VM of ours.
 pub fn expected(snapshot: &PoolSnapshot) -> BTreeMap<String, Expected> {
@@ -112,6 +118,7 @@ async fn disk_round(context: &BuildContext, known: &mut HashMap<BuildId, u64>) -
     let ids = unfinished.iter().map(|record| record.id).chain(ended.iter().map(|build| build.id)).collect();
     measure_builds(config, &ended, known).await;
     retain_builds(context, &ended, known).await?;
+    retain_spans(context, &unfinished, &ended).await?;
     remove_strays(context, there, ids).await?;
     remove_spool(context, needed).await;
     remove_vm_logs(context).await;
@@ -169,6 +176,20 @@ async fn retain_builds(
             .emit();
     }
     Ok(())
+}
+
+/// Timelines go with the builds that they tell of.
+async fn retain_spans(
+    context: &BuildContext,
+    unfinished: &[BuildRecord],
+    ended: &[Ended],
+) -> Result<(), StoreError> {
+    let now = context.chronicle.anchor().now();
+    let kept = context.config.get().builds.keep_age;
+    let oldest = ended.iter().map(|build| UnixMicros::from(build.finished_ms)).min();
+    let running = unfinished.iter().map(|record| UnixMicros::from(record.submitted_ms)).min();
+    let needed = oldest.into_iter().chain(running).min().unwrap_or(now).min(now).before(SPANS_SLACK);
+    context.store.forget_spans(needed.max(now.before(kept + SPANS_SLACK)), SPANS_MAX).await.map(drop)
 }
 
 /// Folders whose build the journal does not know: a crash came between forgetting it and removing them.
