@@ -22,3 +22,4 @@ mod restarts;
 mod secrets;
 mod soak;
 mod sources;
+mod trace;
