@@ -64,6 +64,16 @@ const STEPS: &[&str] = &[
 
 /// Sets a connection up and runs the steps that are missing.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), String> {
+    prepare_with(connection, STEPS)
+}
+
+/// The journal as the daemon made it that knew so many steps.
+#[cfg(test)]
+pub(super) fn prepare_as_of(connection: &mut Connection, steps: usize) {
+    prepare_with(connection, &STEPS[..steps]).expect("an old journal");
+}
+
+fn prepare_with(connection: &mut Connection, steps: &[&str]) -> Result<(), String> {
     let text = |e: rusqlite::Error| e.to_string();
     connection.busy_timeout(BUSY_MAX).map_err(text)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(text)?;
@@ -74,13 +84,13 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), String> {
     connection.pragma_update(None, "secure_delete", true).map_err(text)?;
     let done: u32 = connection.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(text)?;
     let done = usize::try_from(done).unwrap_or(usize::MAX);
-    if done > STEPS.len() {
+    if done > steps.len() {
         return Err(format!(
             "it is of version {done}, and this preheat knows {}: use a newer one",
-            STEPS.len()
+            steps.len()
         ));
     }
-    for (step, sql) in (1u32..).zip(STEPS).skip(done) {
+    for (step, sql) in (1u32..).zip(steps).skip(done) {
         let tx = connection.transaction().map_err(text)?;
         tx.execute_batch(sql).map_err(text)?;
         tx.pragma_update(None, "user_version", step).map_err(text)?;

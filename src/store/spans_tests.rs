@@ -6,6 +6,7 @@ use super::*;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::store::BuildRecord;
+use crate::store::tests::journal_as_of;
 use crate::testing;
 
 fn vm(generation: u64) -> VmKey {
@@ -94,15 +95,11 @@ async fn what_is_accepted_waits_for_the_disk_although_timelines_do_not() {
 async fn a_journal_from_before_timelines_were_kept_is_brought_up_to_date() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("j");
-    let store = Store::open(&path).expect("it opens");
-    let build = ended(&store).await;
-    drop(store);
-    let old = Connection::open(&path).expect("opens");
-    let text: String = old.query_row("SELECT record FROM builds", [], |r| r.get(0)).expect("a row");
+    let mut build = BuildRecord::received(testing::spec(), "source".into(), UnixMillis(1));
+    (build.id, build.result) = (BuildId(1), Some(BuildResult::Success));
+    let text = serde_json::to_string(&build).expect("JSON");
     assert!(!text.contains("stamps") && !text.contains("_us"), "as an earlier daemon wrote it: {text}");
-    old.execute_batch("DROP TABLE vm_spans; DROP TABLE upload_spans; PRAGMA user_version = 2")
-        .expect("as it was");
-    drop(old);
+    journal_as_of(&path, 2, &build);
     let store = Store::open(&path).expect("it opens");
     assert_eq!(store.build(build.id).await.expect("read"), Some(build.clone()));
     store.note_spans(vec![span(1, "leased", 1, Some(build.id.0))], Vec::new()).await.expect("written");

@@ -89,21 +89,41 @@ fn nearly_every_moment_of_a_build_has_an_owner_and_its_slot_is_drawn_from_death_
     let phases = names(&trace, "build");
     let runs = ["step flaky", "step flaky (run 2)", "step flaky (run 3)"];
     assert!(runs.iter().all(|run| phases.iter().filter(|name| *name == run).count() == 1), "{phases:?}");
-    assert!(["receive", "accept", "queue", "probe", "source", "artifacts", "teardown"]
-        .iter()
-        .all(|name| phases.contains(name)), "{phases:?}");
+    assert!(
+        ["receive", "accept", "queue", "probe", "source", "artifacts", "teardown"]
+            .iter()
+            .all(|name| phases.contains(name)),
+        "{phases:?}"
+    );
 
     let vm = build.vm.as_deref().expect("it had one");
     let [life] = &trace.other_data.vms[..] else { panic!("{:#?}", trace.other_data) };
     assert_eq!((life.vm.as_str(), life.slot.as_str()), (vm, "linux/0"));
     let went: Vec<&str> = life.phases.iter().map(|share| share.owner.as_str()).collect();
-    let whole = ["clone", "configure", "wait for the slot", "start", "address", "connect", "warm-up", "warm", "leased", "kill", "delete"];
+    let whole = [
+        "clone",
+        "configure",
+        "wait for the slot",
+        "start",
+        "address",
+        "connect",
+        "warm-up",
+        "warm",
+        "leased",
+        "kill",
+        "delete",
+    ];
     assert_eq!(went, whole);
     for turn in [&life.before, &life.after] {
         let turn = turn.as_ref().expect("a neighbour");
         assert!(turn.cloned_ahead && turn.gap_us.is_some() && turn.warm_after_us.is_some(), "{turn:?}");
     }
-    assert_eq!(names(&trace, "slot").iter().filter(|name| **name == "gap").count(), 2, "{:#?}", trace.other_data);
+    assert_eq!(
+        names(&trace, "slot").iter().filter(|name| **name == "gap").count(),
+        2,
+        "{:#?}",
+        trace.other_data
+    );
     let gaps = house.metric("preheat_slot_gap_seconds_count", &[("pool", "linux")]).expect("there");
     assert!(gaps >= 2.0, "{gaps}");
     assert_eq!(house.metric("preheat_trace_spans_dropped_total", &[]), Some(0.0));
