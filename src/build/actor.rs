@@ -475,6 +475,9 @@ impl BuildLife {
     fn close(&mut self, me: &ActorRef<BuildMessage>) {
         let record = &self.record;
         let took = record.finished_ms.map_or(Duration::ZERO, |end| end.since(record.submitted_ms));
+        if let Some(over) = record.stamps.finished_us {
+            self.context.chronicle.recorded(record.id, over);
+        }
         if let Some(result) = record.result {
             let (pool, reason) = (record.spec.pool.as_str(), record.reason.as_deref());
             BuildEnded { build: record.id, pool, result, reason, took }.emit();

@@ -49,16 +49,17 @@ const STEPS: &[&str] = &[
     CREATE INDEX vm_spans_vm ON vm_spans (pool, slot, generation);
     CREATE INDEX vm_spans_build ON vm_spans (build) WHERE build IS NOT NULL;
     CREATE INDEX vm_spans_age ON vm_spans (began_us);
-    CREATE TABLE upload_spans (
+    CREATE TABLE build_spans (
         id INTEGER PRIMARY KEY,
         build INTEGER NOT NULL,
-        sink TEXT NOT NULL,
+        name TEXT NOT NULL,
+        sink TEXT,
         attempt INTEGER NOT NULL,
         began_us INTEGER NOT NULL,
         ended_us INTEGER NOT NULL,
         error TEXT
     ) STRICT;
-    CREATE INDEX upload_spans_build ON upload_spans (build);
+    CREATE INDEX build_spans_build ON build_spans (build);
 ",
 ];
 

@@ -1,4 +1,4 @@
-//! The lives of VMs and the deliveries of results, as timelines are drawn from them. A VM is in one phase at a time, so only
+//! The lives of VMs, and what is done for builds after their phases, as timelines are drawn from them. A VM is in one phase at a time, so only
 //! the beginning of each is written: it ends where the VM's next one begins. They are for people: the disk is not waited for,
 //! and a power cut may take the last of them.
 
@@ -14,8 +14,13 @@ use crate::ids::BuildId;
 const VMS_OF_BUILD_MAX: u32 = 64;
 /// More phases than a VM has, repeats of its removal included.
 const PHASES_OF_VM_MAX: u32 = 64;
-/// Deliveries of one build that are told; a sink that is away for long is tried more often than anybody reads.
-const UPLOADS_OF_BUILD_MAX: u32 = 200;
+/// Rows of one build that are told; a sink that is away for long is tried more often than anybody reads.
+const AFTER_BUILD_MAX: u32 = 200;
+
+/// The result is written down.
+pub const RECORD: &str = "record";
+/// An attempt to deliver the result.
+pub const UPLOAD: &str = "upload";
 
 /// Which VM: a name taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,15 +41,18 @@ pub struct VmSpan {
     pub detail: Option<String>,
 }
 
-/// An attempt to deliver a result.
+/// Something was done for a build that is none of its phases: its record is closed by then.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UploadSpan {
+pub struct BuildSpan {
     pub build: BuildId,
-    pub sink: String,
+    /// [`RECORD`] or [`UPLOAD`].
+    pub name: String,
+    /// Where it was delivered to.
+    pub sink: Option<String>,
     pub attempt: u32,
     pub began_us: UnixMicros,
     pub ended_us: UnixMicros,
-    /// Why it did not arrive.
+    /// Why it failed.
     pub error: Option<String>,
 }
 
@@ -68,7 +76,7 @@ pub struct SlotLives {
 pub struct Timeline {
     /// In the order in which the build had the VMs.
     pub slots: Vec<SlotLives>,
-    pub uploads: Vec<UploadSpan>,
+    pub done: Vec<BuildSpan>,
 }
 
 impl Store {
@@ -76,7 +84,7 @@ impl Store {
     ///
     /// # Errors
     /// When the journal cannot be changed.
-    pub async fn note_spans(&self, vms: Vec<VmSpan>, uploads: Vec<UploadSpan>) -> Result<(), StoreError> {
+    pub async fn note_spans(&self, vms: Vec<VmSpan>, builds: Vec<BuildSpan>) -> Result<(), StoreError> {
         self.call(move |c| {
             let mut relaxed = Relaxed::new(c)?;
             let tx = relaxed.transaction()?;
@@ -95,12 +103,12 @@ impl Store {
                     span.detail
                 ])?;
             }
-            for span in &uploads {
-                let sql = "INSERT INTO upload_spans (build, sink, attempt, began_us, ended_us, error)
-                    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-                let UploadSpan { build, sink, attempt, began_us, ended_us, error } = span;
+            for span in &builds {
+                let sql = "INSERT INTO build_spans (build, name, sink, attempt, began_us, ended_us, error)
+                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+                let BuildSpan { build, name, sink, attempt, began_us, ended_us, error } = span;
                 let (build, from, to) = (key(*build), began_us.0, ended_us.0);
-                tx.prepare_cached(sql)?.execute(params![build, sink, attempt, from, to, error])?;
+                tx.prepare_cached(sql)?.execute(params![build, name, sink, attempt, from, to, error])?;
             }
             Ok(tx.commit()?)
         })
@@ -126,12 +134,12 @@ impl Store {
                     after: after.map(|vm| life(c, vm)).transpose()?,
                 });
             }
-            Ok(Timeline { slots, uploads: uploads_of(c, build)? })
+            Ok(Timeline { slots, done: done_for(c, build)? })
         })
         .await
     }
 
-    /// Forgets what began before `before`, what is more than `keep` of a kind, and deliveries of builds that are forgotten.
+    /// Forgets what began before `before`, what is more than `keep` of a kind, and what was done for builds that are forgotten.
     ///
     /// # Errors
     /// When the journal cannot be changed.
@@ -143,13 +151,13 @@ impl Store {
                 "DELETE FROM vm_spans WHERE began_us < ?1 OR id <= (SELECT max(id) FROM vm_spans) - ?2",
                 params![before.0, keep],
             )?;
-            let uploads = tx.execute(
-                "DELETE FROM upload_spans WHERE build NOT IN (SELECT id FROM builds)
-                    OR id <= (SELECT max(id) FROM upload_spans) - ?1",
+            let builds = tx.execute(
+                "DELETE FROM build_spans WHERE build NOT IN (SELECT id FROM builds)
+                    OR id <= (SELECT max(id) FROM build_spans) - ?1",
                 [keep],
             )?;
             tx.commit()?;
-            Ok(vms + uploads)
+            Ok(vms + builds)
         })
         .await
     }
@@ -192,17 +200,18 @@ fn life(c: &Connection, vm: VmKey) -> rusqlite::Result<VmLife> {
     Ok(VmLife { vm, spans })
 }
 
-fn uploads_of(c: &Connection, build: BuildId) -> rusqlite::Result<Vec<UploadSpan>> {
-    let sql = "SELECT sink, attempt, began_us, ended_us, error FROM upload_spans WHERE build = ?1
+fn done_for(c: &Connection, build: BuildId) -> rusqlite::Result<Vec<BuildSpan>> {
+    let sql = "SELECT name, sink, attempt, began_us, ended_us, error FROM build_spans WHERE build = ?1
         ORDER BY id DESC LIMIT ?2";
-    let mut newest = rows(c, sql, params![key(build), UPLOADS_OF_BUILD_MAX], |r| {
-        Ok(UploadSpan {
+    let mut newest = rows(c, sql, params![key(build), AFTER_BUILD_MAX], |r| {
+        Ok(BuildSpan {
             build,
-            sink: r.get(0)?,
-            attempt: r.get(1)?,
-            began_us: UnixMicros(r.get(2)?),
-            ended_us: UnixMicros(r.get(3)?),
-            error: r.get(4)?,
+            name: r.get(0)?,
+            sink: r.get(1)?,
+            attempt: r.get(2)?,
+            began_us: UnixMicros(r.get(3)?),
+            ended_us: UnixMicros(r.get(4)?),
+            error: r.get(5)?,
         })
     })?;
     newest.reverse();

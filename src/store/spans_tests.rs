@@ -18,9 +18,10 @@ fn span(generation: u64, phase: &str, at: i64, build: Option<u64>) -> VmSpan {
     VmSpan { vm: vm(generation), phase: phase.into(), began_us, build, detail: None }
 }
 
-fn upload(build: u64, attempt: u32) -> UploadSpan {
-    let (began_us, ended_us) = (UnixMicros(1), UnixMicros(2));
-    UploadSpan { build: BuildId(build), sink: "nas".into(), attempt, began_us, ended_us, error: None }
+fn upload(build: u64, attempt: u32) -> BuildSpan {
+    let (began_us, ended_us, build) = (UnixMicros(1), UnixMicros(2), BuildId(build));
+    let (name, sink) = (UPLOAD.into(), Some("nas".into()));
+    BuildSpan { build, name, sink, attempt, began_us, ended_us, error: None }
 }
 
 async fn ended(store: &Store) -> BuildRecord {
@@ -53,7 +54,7 @@ async fn a_build_is_told_with_its_vms_and_with_their_neighbours_that_ran() {
     assert_eq!(slot.own, VmLife { vm: vm(5), spans: spans[4..7].to_vec() });
     assert_eq!(slot.before, Some(VmLife { vm: vm(3), spans: spans[1..3].to_vec() }));
     assert_eq!(slot.after.as_ref().map(|after| &after.vm), Some(&vm(6)), "it is to come");
-    assert_eq!(told.uploads, [upload(7, 1), upload(7, 2)]);
+    assert_eq!(told.done, [upload(7, 1), upload(7, 2)]);
     assert_eq!(store.timeline(BuildId(9)).await.expect("read"), Timeline::default());
 }
 
@@ -73,10 +74,10 @@ async fn timelines_go_by_age_by_number_and_with_their_builds() {
     assert_eq!(left(&store).await.slots.len(), 8);
     store.forget_spans(UnixMicros(0), 3).await.expect("forgotten");
     assert_eq!(left(&store).await.slots.iter().map(|s| s.own.vm.generation).collect::<Vec<_>>(), [8, 9, 10]);
-    assert_eq!(left(&store).await.uploads.len(), 1);
+    assert_eq!(left(&store).await.done.len(), 1);
     store.forget(vec![BuildId(build)]).await.expect("forgotten");
     store.forget_spans(UnixMicros(0), 3).await.expect("forgotten");
-    assert!(left(&store).await.uploads.is_empty());
+    assert!(left(&store).await.done.is_empty());
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Takes down when a phase of a VM's life began and how long a delivery took. Who tells it does not wait: a queue, and a task
+//! Takes down when a phase of a VM's life began, and what is done for a build that none of its phases is. Who tells it does not wait: a queue, and a task
 //! that writes to the journal what has come together. One anchor dates everything in a run of the daemon.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use crate::clock::{Anchor, Instant, UnixMicros};
 use crate::ids::BuildId;
 use crate::runtime::VmName;
-use crate::store::spans::{UploadSpan, VmKey, VmSpan};
+use crate::store::spans::{BuildSpan, RECORD, UPLOAD, VmKey, VmSpan};
 use crate::store::{Store, StoreError};
 use crate::telemetry::events::{Degraded, SpansDropped};
 use crate::vm::handle::VmReport;
@@ -31,7 +31,7 @@ pub const FAILED: &str = "failed";
 /// What is taken down.
 enum Note {
     Vm(VmSpan),
-    Upload(UploadSpan),
+    Build(BuildSpan),
     /// Answered when all that was told before is written.
     Settle(oneshot::Sender<()>),
 }
@@ -82,8 +82,15 @@ impl Chronicle {
     /// A result was tried to be delivered.
     pub fn upload(&self, build: BuildId, sink: &str, attempt: u32, began: Instant, error: Option<&str>) {
         let (began_us, ended_us) = (self.anchor.date(began), self.anchor.now());
-        let (sink, error) = (sink.to_owned(), error.map(str::to_owned));
-        self.note(Note::Upload(UploadSpan { build, sink, attempt, began_us, ended_us, error }));
+        let (name, sink, error) = (UPLOAD.to_owned(), Some(sink.to_owned()), error.map(str::to_owned));
+        self.note(Note::Build(BuildSpan { build, name, sink, attempt, began_us, ended_us, error }));
+    }
+
+    /// A build that was over at `over` has its result on disk.
+    pub fn recorded(&self, build: BuildId, over: UnixMicros) {
+        let (name, ended_us) = (RECORD.to_owned(), self.anchor.now());
+        let span = BuildSpan { build, name, sink: None, attempt: 1, began_us: over, ended_us, error: None };
+        self.note(Note::Build(span));
     }
 
     /// Waits until all that was told before is written, for `limit` at most.
@@ -149,17 +156,17 @@ async fn asked(notes: &mut mpsc::Receiver<Note>, told: &mut Vec<Note>) {
 /// # Errors
 /// When the journal is closed. What it cannot take otherwise is lost, and nobody stands still for it.
 async fn put_down(store: &Store, told: Vec<Note>) -> Result<(), StoreError> {
-    let (mut vms, mut uploads, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut vms, mut builds, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
     for note in told {
         match note {
             Note::Vm(span) => vms.push(span),
-            Note::Upload(span) => uploads.push(span),
+            Note::Build(span) => builds.push(span),
             Note::Settle(reply) => waiting.push(reply),
         }
     }
-    let count = vms.len() + uploads.len();
+    let count = vms.len() + builds.len();
     if count > 0 {
-        match store.note_spans(vms, uploads).await {
+        match store.note_spans(vms, builds).await {
             Ok(()) => {}
             Err(StoreError::Closed) => return Err(StoreError::Closed),
             Err(error) => {

@@ -11,7 +11,7 @@ use crate::api::timeline::{ChromeTrace, Share, TraceSummary};
 use crate::api::wire::PhaseView;
 use crate::clock::UnixMicros;
 use crate::store::BuildRecord;
-use crate::store::spans::Timeline;
+use crate::store::spans::{RECORD, Timeline, UPLOAD};
 
 /// Nobody's.
 pub const UNACCOUNTED: &str = "unaccounted";
@@ -196,6 +196,8 @@ fn build_line(known: &Known<'_>, pieces: &[Piece], from: UnixMicros, to: UnixMic
     let mut spans = vec![whole(format!("build {}: {said}", record.id), from, to, args)];
     let arrived = record.stamps.arrived_us.filter(|arrived| *arrived < from);
     spans.extend(arrived.map(|arrived| whole("receive".into(), arrived, from, Map::new())));
+    let recorded = known.beside.done.iter().filter(|span| span.name == RECORD && span.ended_us > to);
+    spans.extend(recorded.last().map(|span| whole(RECORD.into(), to, span.ended_us, Map::new())));
     for attempt in pieces.chunk_by(|a, b| a.attempt == b.attempt) {
         let (Some(first), Some(last)) = (attempt.first(), attempt.last()) else { continue };
         if let Some(number) = first.attempt {
@@ -226,16 +228,17 @@ fn notes(known: &Known<'_>, to: UnixMicros) -> Vec<String> {
 
 fn uploads(known: &Known<'_>) -> (Option<Process>, Vec<Share>) {
     let mut threads: Vec<Thread> = Vec::new();
-    for upload in &known.beside.uploads {
-        let at = threads.iter().position(|thread| thread.name == upload.sink).unwrap_or_else(|| {
-            threads.push(Thread { name: upload.sink.clone(), ..Thread::default() });
+    let uploads = known.beside.done.iter().filter(|span| span.name == UPLOAD);
+    for (upload, sink) in uploads.filter_map(|span| Some((span, span.sink.as_ref()?))) {
+        let at = threads.iter().position(|thread| thread.name == *sink).unwrap_or_else(|| {
+            threads.push(Thread { name: sink.clone(), ..Thread::default() });
             threads.len() - 1
         });
         let spans = &mut threads[at].spans;
         let from = spans.last().map_or(upload.began_us, |last| last.to.max(upload.began_us));
         let mut args = Map::from_iter([("attempt".to_owned(), upload.attempt.into())]);
         args.extend(upload.error.iter().map(|why| ("error".to_owned(), json!(why))));
-        let (name, to) = (format!("upload {}", upload.sink), upload.ended_us.max(from));
+        let (name, to) = (format!("{UPLOAD} {sink}"), upload.ended_us.max(from));
         spans.push(Span { name, kind: "upload", from, to, args });
     }
     let spans = threads.iter().flat_map(|thread| &thread.spans);

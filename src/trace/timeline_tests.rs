@@ -5,7 +5,7 @@ use crate::api::timeline::TraceEvent;
 use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::ids::BuildId;
-use crate::store::spans::{SlotLives, UploadSpan, VmKey, VmLife, VmSpan};
+use crate::store::spans::{BuildSpan, SlotLives, VmKey, VmLife, VmSpan};
 use crate::testing;
 
 /// Submitted at 1 s, over at 2 s.
@@ -121,7 +121,7 @@ fn clocks_that_were_set_between_two_runs_of_the_daemon_cross_no_spans() {
     let own = life(5, &[("started", 40), ("leased", 20), ("adopting", 10), ("dead", 50), ("gone", 5)]);
     let (before, after) = (life(4, &[("dead", 90)]), life(6, &[("started", 1), ("dead", 2)]));
     let slots = vec![SlotLives { before: Some(before), own, after: Some(after) }];
-    let trace = drawn(&record(phases), &Timeline { slots, uploads: Vec::new() });
+    let trace = drawn(&record(phases), &Timeline { slots, done: Vec::new() });
     assert_eq!(trace.other_data.owners.iter().map(|share| share.us).sum::<u64>(), 1_000_000);
 }
 
@@ -159,7 +159,7 @@ fn a_slots_gap_is_from_the_death_to_the_next_process_and_says_what_it_waited_for
     );
     let slots = vec![SlotLives { before: Some(before), own, after: Some(after) }];
     let trace =
-        drawn(&record(vec![phase("queue", 1_000_000, 1_000_000)]), &Timeline { slots, uploads: Vec::new() });
+        drawn(&record(vec![phase("queue", 1_000_000, 1_000_000)]), &Timeline { slots, done: Vec::new() });
     assert_eq!(
         names(&trace, "slot"),
         [
@@ -203,21 +203,26 @@ fn a_build_of_an_earlier_daemon_has_a_trace_that_says_what_is_missing() {
 }
 
 #[test]
-fn each_delivery_is_on_its_sinks_line() {
-    let upload = |sink: &str, from, to, error: Option<&str>| UploadSpan {
+fn what_is_done_when_the_build_is_over_is_drawn_behind_it_and_each_delivery_on_its_sinks_line() {
+    let upload = |sink: &str, from, to, error: Option<&str>| BuildSpan {
         build: BuildId(7),
-        sink: sink.into(),
+        name: UPLOAD.into(),
+        sink: Some(sink.into()),
         attempt: 1,
         began_us: UnixMicros(from),
         ended_us: UnixMicros(to),
         error: error.map(str::to_owned),
     };
-    let uploads = vec![
+    let record_of_it =
+        BuildSpan { name: RECORD.into(), sink: None, ..upload("", 2_000_000, 2_004_000, None) };
+    let done = vec![
+        record_of_it,
         upload("nas", 2_000_000, 2_100_000, Some("away")),
         upload("s3", 2_000_000, 2_300_000, None),
         upload("nas", 2_050_000, 2_200_000, None),
     ];
-    let trace = drawn(&record(Vec::new()), &Timeline { slots: Vec::new(), uploads });
+    let trace = drawn(&record(Vec::new()), &Timeline { slots: Vec::new(), done });
     assert_eq!(names(&trace, "upload"), ["upload nas 100000", "upload nas 100000", "upload s3 300000"]);
     assert_eq!(spans(&trace, "upload")[0].args["error"], "away");
+    assert_eq!(names(&trace, "build").last().map(String::as_str), Some("record 4000"));
 }

@@ -74,7 +74,15 @@ fn covered(trace: &ChromeTrace) {
 
 #[test]
 fn nearly_every_moment_of_a_build_has_an_owner_and_its_slot_is_drawn_from_death_to_birth() {
-    let house = Plan::pool(1, 1).open();
+    let house = Plan::pool(1, 1).build();
+    let share = house.dir().join("share");
+    fs::create_dir(&share).expect("made");
+    house.configure(&format!(
+        "[pool.linux]\nimage = \"linux\"\nwarm = 1\nmax = 1\nport = 2222\n\
+         [[upload]]\nname = \"share\"\nkind = \"folder\"\npath = \"{}\"\n",
+        share.display()
+    ));
+    house.start();
     let first = house.submit(&[&tiny(house.dir()), "--pool", "linux", "--step", "true"]);
     house.over(first);
     house.whole();
@@ -83,6 +91,7 @@ fn nearly_every_moment_of_a_build_has_an_owner_and_its_slot_is_drawn_from_death_
                 artifacts = [\"out/*\"]\n";
     let project = folder(house.dir(), "flaky", &[(".preheat.toml", file)]).display().to_string();
     let (build, _) = house.run(&[&project]);
+    house.over(build.id.0);
     house.whole();
     let trace = trace(&house, build.id.0);
     covered(&trace);
@@ -90,11 +99,13 @@ fn nearly_every_moment_of_a_build_has_an_owner_and_its_slot_is_drawn_from_death_
     let runs = ["step flaky", "step flaky (run 2)", "step flaky (run 3)"];
     assert!(runs.iter().all(|run| phases.iter().filter(|name| *name == run).count() == 1), "{phases:?}");
     assert!(
-        ["receive", "accept", "queue", "probe", "source", "artifacts", "teardown"]
+        ["receive", "accept", "queue", "probe", "source", "artifacts", "teardown", "record"]
             .iter()
             .all(|name| phases.contains(name)),
         "{phases:?}"
     );
+
+    assert_eq!(names(&trace, "upload"), ["upload share"]);
 
     let vm = build.vm.as_deref().expect("it had one");
     let [life] = &trace.other_data.vms[..] else { panic!("{:#?}", trace.other_data) };
