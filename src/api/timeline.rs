@@ -1,6 +1,8 @@
 //! `GET /api/v1/builds/{id}/trace.json`: a build, its VM and its slot in Chrome's trace event format, which Perfetto and
 //! `chrome://tracing` open. Fields are added, never renamed.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -16,6 +18,35 @@ pub struct ChromeTrace {
     /// How viewers are to show times; the events themselves are in microseconds.
     pub display_time_unit: String,
     pub other_data: TraceSummary,
+}
+
+impl ChromeTrace {
+    /// What viewers take for granted, and what the figures promise.
+    ///
+    /// # Errors
+    /// The first thing that is not so.
+    pub fn audit(&self) -> Result<(), String> {
+        let mut open: BTreeMap<(u32, u32), Vec<(u64, u64)>> = BTreeMap::new();
+        for event in self.trace_events.iter().filter(|event| event.ph == "X") {
+            let dur = event.dur.ok_or_else(|| format!("`{}` has no duration", event.name))?;
+            let (from, to) = (event.ts, event.ts.saturating_add(dur));
+            let around = open.entry((event.pid, event.tid)).or_default();
+            while around.last().is_some_and(|(_, end)| *end <= from && *end < to) {
+                around.pop();
+            }
+            if around.last().is_some_and(|(begin, end)| from < *begin || (*end < to && from < *end)) {
+                return Err(format!("`{}` crosses the one before it", event.name));
+            }
+            around.push((from, to));
+        }
+        let summed: u64 = self.other_data.owners.iter().map(|share| share.us).sum();
+        let total = self.other_data.total_us;
+        if summed == total {
+            Ok(())
+        } else {
+            Err(format!("shares sum up to {summed}, and the whole is {total}"))
+        }
+    }
 }
 
 /// One event.

@@ -39,7 +39,7 @@ const SPOOL_LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 /// What is kept of timelines from before the oldest build that is kept: it ran before it ended, and its VM was warm before
 /// it ran.
 const SPANS_SLACK: Duration = Duration::from_secs(2 * 86_400);
-/// Rows of a timeline's table that are kept at most: some ten thousand builds' VMs, and less than 20 MB.
+/// Rows of each table of timelines that are kept at most: the lives of some ten thousand VMs, in some 30 MB.
 const SPANS_MAX: u32 = 150_000;
 
 /// What the books say of each VM of ours.
@@ -184,12 +184,17 @@ async fn retain_spans(
     unfinished: &[BuildRecord],
     ended: &[Ended],
 ) -> Result<(), StoreError> {
-    let now = context.chronicle.anchor().now();
-    let kept = context.config.get().builds.keep_age;
-    let oldest = ended.iter().map(|build| UnixMicros::from(build.finished_ms)).min();
-    let running = unfinished.iter().map(|record| UnixMicros::from(record.submitted_ms)).min();
-    let needed = oldest.into_iter().chain(running).min().unwrap_or(now).min(now).before(SPANS_SLACK);
-    context.store.forget_spans(needed.max(now.before(kept + SPANS_SLACK)), SPANS_MAX).await.map(drop)
+    let over = ended.iter().map(|build| build.finished_ms);
+    let under_way = unfinished.iter().map(|record| record.submitted_ms);
+    let (now, keep) = (context.chronicle.anchor().now(), context.config.get().builds.keep_age);
+    let since = spans_since(over.chain(under_way).min(), now, keep);
+    context.store.forget_spans(since, SPANS_MAX).await.map(drop)
+}
+
+/// Since when timelines are kept: somewhat longer than the oldest build, and than builds may be.
+fn spans_since(oldest: Option<UnixMillis>, now: UnixMicros, keep: Duration) -> UnixMicros {
+    let oldest = oldest.map_or(now, UnixMicros::from).min(now);
+    oldest.max(now.before(keep)).before(SPANS_SLACK)
 }
 
 /// Folders whose build the journal does not know: a crash came between forgetting it and removing them.
@@ -265,5 +270,23 @@ async fn measure(config: Arc<Config>) {
     });
     for (what, Usage { used, apparent, .. }) in measured.await {
         DiskMeasured { what, used, apparent }.emit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timelines_are_kept_somewhat_longer_than_the_oldest_build_and_than_builds_may_be() {
+        let day = |n: i64| UnixMicros(n * 86_400_000_000);
+        let since = |oldest: Option<i64>| {
+            let oldest = oldest.map(|day| UnixMillis(day * 86_400_000));
+            spans_since(oldest, day(100), Duration::from_secs(30 * 86_400))
+        };
+        assert_eq!(since(Some(90)), day(88), "a build's VM was there before the build");
+        assert_eq!(since(Some(5)), day(68), "it is kept only because it is owed");
+        assert_eq!(since(None), day(98), "VMs have lives without builds");
+        assert_eq!(since(Some(500)), day(98), "the clock was set back");
     }
 }

@@ -47,23 +47,8 @@ fn life(generation: u64, phases: &[(&str, i64)]) -> VmLife {
 fn drawn(record: &BuildRecord, beside: &Timeline) -> ChromeTrace {
     let known = Known { record, beside, now: UnixMicros(3_000_000), alive: &|_| false };
     let trace = super::trace(&known);
-    well_formed(&trace);
+    assert_eq!(trace.audit(), Ok(()), "{trace:#?}");
     trace
-}
-
-/// What viewers take for granted: on each thread spans lie in each other or beside each other.
-fn well_formed(trace: &ChromeTrace) {
-    let mut open: std::collections::BTreeMap<(u32, u32), Vec<(u64, u64)>> = Default::default();
-    for event in trace.trace_events.iter().filter(|event| event.ph == "X") {
-        let (from, to) = (event.ts, event.ts + event.dur.expect("it has one"));
-        let stack = open.entry((event.pid, event.tid)).or_default();
-        while stack.last().is_some_and(|(_, end)| *end <= from && (*end < to || from < to)) {
-            stack.pop();
-        }
-        let within = stack.last().is_none_or(|(begin, end)| *begin <= from && to <= *end);
-        assert!(within, "`{}` crosses {:?}", event.name, stack.last());
-        stack.push((from, to));
-    }
 }
 
 fn spans<'a>(trace: &'a ChromeTrace, cat: &str) -> Vec<&'a TraceEvent> {
@@ -72,6 +57,18 @@ fn spans<'a>(trace: &'a ChromeTrace, cat: &str) -> Vec<&'a TraceEvent> {
 
 fn names(trace: &ChromeTrace, cat: &str) -> Vec<String> {
     spans(trace, cat).iter().map(|event| format!("{} {}", event.name, event.dur.unwrap_or(0))).collect()
+}
+
+#[test]
+fn a_trace_whose_spans_cross_or_whose_shares_do_not_sum_up_is_found_out() {
+    let whole = drawn(&record(vec![phase("queue", 1_010_000, 90_000)]), &Timeline::default());
+    let mut crossing = whole.clone();
+    let queue = crossing.trace_events.iter_mut().find(|event| event.name == "queue").expect("there");
+    queue.dur = Some(5_000_000);
+    assert!(crossing.audit().expect_err("it crosses").contains("queue"));
+    let mut short = whole;
+    short.other_data.owners.pop();
+    assert!(short.audit().is_err());
 }
 
 #[test]
