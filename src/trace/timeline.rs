@@ -196,8 +196,8 @@ fn build_line(known: &Known<'_>, pieces: &[Piece], from: UnixMicros, to: UnixMic
     let mut spans = vec![whole(format!("build {}: {said}", record.id), from, to, args)];
     let arrived = record.stamps.arrived_us.filter(|arrived| *arrived < from);
     spans.extend(arrived.map(|arrived| whole("receive".into(), arrived, from, Map::new())));
-    let recorded = known.beside.done.iter().filter(|span| span.name == RECORD && span.ended_us > to);
-    spans.extend(recorded.last().map(|span| whole(RECORD.into(), to, span.ended_us, Map::new())));
+    let recorded = known.beside.done.iter().rfind(|span| span.name == RECORD && span.ended_us > to);
+    spans.extend(recorded.map(|span| whole(RECORD.into(), to, span.ended_us, Map::new())));
     for attempt in pieces.chunk_by(|a, b| a.attempt == b.attempt) {
         let (Some(first), Some(last)) = (attempt.first(), attempt.last()) else { continue };
         if let Some(number) = first.attempt {
