@@ -19,5 +19,6 @@ pub mod supervisor;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
+pub mod trace;
 pub mod upload;
 pub mod vm;

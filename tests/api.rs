@@ -5,6 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Ending, Fake, LONG, Server};
+use preheat::api::timeline::ChromeTrace;
 use preheat::api::token::Token;
 use preheat::api::wire::*;
 use preheat::api::{BindError, bind};
@@ -76,6 +77,13 @@ async fn every_route_answers() {
     let artifacts: ArtifactList =
         sent(http.get(server.at("/api/v1/builds/1/artifacts"))).await.json().await.expect("a list");
     assert_eq!(artifacts.artifacts[0].path, "out/app.zip");
+    let trace: ChromeTrace =
+        sent(http.get(server.at("/api/v1/builds/1/trace.json"))).await.json().await.expect("a trace");
+    assert_eq!((trace.other_data.build, trace.audit()), (BuildId(1), Ok(())));
+    for none in ["/api/v1/builds/7/trace.json", "/api/v1/builds/x/trace.json"] {
+        let body: ErrorBody = sent(http.get(server.at(none))).await.json().await.expect("an error's shape");
+        assert!(!body.error.message.is_empty(), "{none}");
+    }
     let _: PoolList = sent(http.get(server.at("/api/v1/pools"))).await.json().await.expect("a list");
     let _: VmList = sent(http.get(server.at("/api/v1/vms"))).await.json().await.expect("a list");
     for (path, starts) in [("/healthz", "ok"), ("/readyz", "ready"), ("/metrics", "preheat_up 1")] {

@@ -1,4 +1,4 @@
-//! The short answers: builds, pools, VMs, health, metrics.
+//! The short answers: builds, their traces, pools, VMs, health, metrics.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -33,6 +33,11 @@ pub async fn builds(State(app): State<App>, uri: Uri) -> Reply {
 /// `GET /api/v1/builds/{id}`
 pub async fn build(State(app): State<App>, path: IdPath) -> Reply {
     Ok(Json(app.service.build(id_of(path)?).await?).into_response())
+}
+
+/// `GET /api/v1/builds/{id}/trace.json`
+pub async fn trace(State(app): State<App>, path: IdPath) -> Reply {
+    Ok(Json(app.service.trace(id_of(path)?).await?).into_response())
 }
 
 /// `DELETE /api/v1/builds/{id}`: taken, not done. Asked again while it goes on, the answer is the same.

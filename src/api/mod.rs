@@ -1,4 +1,4 @@
-//! HTTP. `wire` is its JSON, `service` what it needs of the daemon; the rest is routes. No route knows an actor.
+//! HTTP. `wire` is its JSON and `timeline` that of traces, `service` what it needs of the daemon; the rest is routes. No route knows an actor.
 //!
 //! A request's way: `serve` (connections, bounded) -> `observe` (headers, the callback for metrics) -> `guard` (host,
 //! origin, token) -> `routes` -> one handler -> `error` where it was refused.
@@ -18,6 +18,7 @@ pub mod serve;
 pub mod service;
 pub mod stall;
 pub mod submit;
+pub mod timeline;
 pub mod token;
 pub mod wire;
 

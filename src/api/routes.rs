@@ -57,6 +57,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/builds", get(lists::builds).post(submit::submit))
         .route("/api/v1/builds/{id}", get(lists::build).delete(lists::cancel))
         .route("/api/v1/builds/{id}/log", get(log::log))
+        .route("/api/v1/builds/{id}/trace.json", get(lists::trace))
         .route("/api/v1/builds/{id}/artifacts", get(artifacts::list))
         .route("/api/v1/builds/{id}/artifacts/{*path}", get(artifacts::download))
         .route("/api/v1/pools", get(lists::pools))

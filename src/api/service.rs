@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+use super::timeline::ChromeTrace;
 use super::wire::{BuildView, ErrorView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView};
 use crate::ids::BuildId;
 
@@ -138,6 +139,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// One build.
     fn build(&self, id: BuildId) -> BoxFuture<'_, Result<BuildView, Refused>>;
+
+    /// Where a build's time went, so far.
+    fn trace(&self, id: BuildId) -> BoxFuture<'_, Result<ChromeTrace, Refused>>;
 
     /// Cancels a build; the answer comes when the request is on disk, not when the build has ended.
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), Refused>>;

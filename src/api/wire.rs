@@ -8,7 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::build::spec::{BuildResult, human};
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMicros, UnixMillis};
 use crate::ids::{BuildId, RunId};
 
 /// The `spec` part of a submission: what is given overrides `.preheat.toml` in the source.
@@ -146,6 +146,11 @@ pub struct PhaseView {
     /// Absent while it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
+    /// The same in microseconds, by a clock that nobody sets. Builds of earlier daemons have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_us: Option<UnixMicros>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_us: Option<u64>,
     /// A step's exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,

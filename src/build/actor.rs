@@ -30,6 +30,7 @@ use crate::jitter;
 use crate::pool::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
 use crate::store::{BuildRecord, Store, StoreError};
 use crate::telemetry::events::{BuildEnded, BuildRetried, Degraded, StaleReport, VmClaimed};
+use crate::trace::chronicle::Chronicle;
 
 /// The pause before the second attempt; it doubles with each.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -57,6 +58,7 @@ pub struct BuildContext {
     pub config: Live,
     pub pool: PoolHandle,
     pub store: Store,
+    pub chronicle: Chronicle,
     pub live: LiveBuilds,
     /// Told when a build has something to deliver.
     pub uploads: Arc<dyn Fn() + Send + Sync>,
@@ -131,7 +133,7 @@ impl Actor for BuildActor {
         args: BuildArguments,
     ) -> Result<BuildLife, ActorProcessingErr> {
         let BuildArguments { context, mut record, secrets, go_on, ticket } = args;
-        let phases = Stopwatch::over(&mut record);
+        let phases = Stopwatch::over(&mut record, context.chronicle.anchor());
         record.running = go_on;
         let (log, head) = open_log(&context.config.get(), record.id, &secrets)?;
         let (publish, changed) = watch::channel(record.clone());
@@ -451,6 +453,7 @@ impl BuildLife {
         self.record.result = Some(result);
         self.record.reason = reason;
         self.record.finished_ms = Some(UnixMillis::now());
+        self.record.stamps.finished_us = Some(self.context.chronicle.anchor().now());
         let verdict = Verdict { result, reason: self.record.reason.clone() };
         self.say(verdict.said());
         let (store, record, me) = (self.context.store.clone(), self.record.clone(), me.clone());
@@ -472,6 +475,9 @@ impl BuildLife {
     fn close(&mut self, me: &ActorRef<BuildMessage>) {
         let record = &self.record;
         let took = record.finished_ms.map_or(Duration::ZERO, |end| end.since(record.submitted_ms));
+        if let Some(over) = record.stamps.finished_us {
+            self.context.chronicle.recorded(record.id, over);
+        }
         if let Some(result) = record.result {
             let (pool, reason) = (record.spec.pool.as_str(), record.reason.as_deref());
             BuildEnded { build: record.id, pool, result, reason, took }.emit();

@@ -4,21 +4,22 @@
 use std::time::Duration;
 
 use crate::api::wire::PhaseView;
-use crate::clock::{self, Instant, UnixMillis};
+use crate::clock::{self, Anchor, Instant, UnixMillis};
 use crate::store::BuildRecord;
 use crate::telemetry::events::{BUILD_PHASES, BuildPhaseEnded};
 
 /// The stopwatch of the phase that is open: the last of the record.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stopwatch {
+    anchor: Anchor,
     /// Since when it runs, and what it had taken before.
     since: Option<(Instant, Duration)>,
 }
 
 impl Stopwatch {
     /// Over a record from the journal: a phase that was open there is open again.
-    pub fn over(record: &mut BuildRecord) -> Self {
-        let mut watch = Self::default();
+    pub fn over(record: &mut BuildRecord, anchor: Anchor) -> Self {
+        let mut watch = Self { anchor, since: None };
         if record.phases.last().is_some_and(|phase| phase.took_ms.is_none()) {
             watch.go_on(record);
         }
@@ -39,13 +40,16 @@ impl Stopwatch {
         step: Option<String>,
         attempt: u16,
     ) {
-        self.since = Some((clock::now(), Duration::ZERO));
+        let now = clock::now();
+        self.since = Some((now, Duration::ZERO));
         record.phases.push(PhaseView {
             phase: phase.to_owned(),
             step,
             attempt,
             started_ms: UnixMillis::now(),
             took_ms: None,
+            started_us: Some(self.anchor.date(now)),
+            took_us: None,
             exit_code: None,
         });
     }
@@ -54,8 +58,9 @@ impl Stopwatch {
     pub fn go_on(&mut self, record: &mut BuildRecord) {
         let Some(last) = record.phases.last_mut().filter(|_| self.since.is_none()) else { return };
         let since = || UnixMillis::now().since(last.started_ms);
-        let before = last.took_ms.map_or_else(since, Duration::from_millis);
-        (last.took_ms, last.exit_code) = (None, None);
+        let whole = last.took_us.map(Duration::from_micros).or(last.took_ms.map(Duration::from_millis));
+        let before = whole.unwrap_or_else(since);
+        (last.took_ms, last.took_us, last.exit_code) = (None, None, None);
         self.since = Some((clock::now(), before));
     }
 
@@ -65,6 +70,7 @@ impl Stopwatch {
         let Some(last) = record.phases.last_mut() else { return false };
         let took = before + since.elapsed();
         last.took_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        last.took_us = Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         last.exit_code = exit_code;
         if let Some(phase) = BUILD_PHASES.into_iter().find(|known| *known == last.phase) {
             BuildPhaseEnded { build: record.id, phase, step: last.step.as_deref(), took }.emit();
@@ -82,10 +88,10 @@ mod tests {
     async fn a_phase_that_a_crash_left_open_stands_once_and_with_its_whole_time() {
         let second = Duration::from_secs(1);
         let mut record = BuildRecord::received(testing::spec(), "source".into(), UnixMillis(0));
-        let mut watch = Stopwatch::default();
+        let mut watch = Stopwatch::over(&mut record, Anchor::cast());
         watch.begin(&mut record, "step", Some("make".into()), 1);
         record.phases[0].started_ms = UnixMillis(UnixMillis::now().0 - 7_000);
-        let mut watch = Stopwatch::over(&mut record);
+        let mut watch = Stopwatch::over(&mut record, Anchor::cast());
         assert!(watch.runs(&record, "step", 1) && !watch.runs(&record, "step", 2));
         tokio::time::advance(second).await;
         watch.end(&mut record, Some(0));
@@ -93,7 +99,7 @@ mod tests {
         assert!((8_000..60_000).contains(&took), "{took}");
 
         // Its end was written down, and then it is read to its end again.
-        let mut watch = Stopwatch::over(&mut record);
+        let mut watch = Stopwatch::over(&mut record, Anchor::cast());
         assert!(!watch.runs(&record, "step", 1), "it was over");
         watch.go_on(&mut record);
         tokio::time::advance(second).await;

@@ -16,6 +16,7 @@ Examples:
   DEPLOY_KEY=... preheat run ./my-app --secret DEPLOY_KEY
   preheat submit app.tar.gz                      submit only; prints the build's number
   preheat logs -f 17                             follow a build's log
+  preheat trace 17                               where its time went, as a table and as a file for Perfetto
   preheat ssh 17                                 a shell in the VM of a running build
   preheat drain --wait --timeout 2h              empty this host for maintenance; `preheat resume` goes on
   preheat reload                                 follow a changed preheat.toml without a restart
@@ -107,6 +108,20 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
         /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show where a build's time went, with its VM and its slot; write it down as a trace.
+    ///
+    /// The trace is a file for https://ui.perfetto.dev or chrome://tracing: every phase of the build, of its VM, and of the
+    /// slot before and after it. Time that nobody answers for is a span of its own.
+    Trace {
+        /// The build's number.
+        build: BuildId,
+        /// Where the trace goes, `-` for stdout [default: ./preheat-trace-BUILD.json].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Print the figures as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -266,6 +281,7 @@ impl Command {
             | Self::Submit { json, .. }
             | Self::Builds { json, .. }
             | Self::Artifacts { json, .. }
+            | Self::Trace { json, .. }
             | Self::Pool { json }
             | Self::Vms { json }
             | Self::Status { json }

@@ -23,6 +23,7 @@ pub mod ssh;
 pub mod submission;
 pub mod summary;
 pub mod text;
+pub mod trace;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -94,6 +95,7 @@ async fn ask(args: Args) -> Result<Exit, Problem> {
         }
         Command::Cancel { build } => lists::cancel(&client, build).await,
         Command::Artifacts { build, out, json } => artifacts::command(&client, build, out, json).await,
+        Command::Trace { build, out, json } => trace::command(&client, build, out, json).await,
         Command::Pool { json } => lists::pools(&client, json).await,
         Command::Vms { json } => lists::vms(&client, json).await,
         Command::Status { json } => operate::status(&client, json).await,

@@ -14,6 +14,7 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, Super
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::gap::Gaps;
 use super::handle::{LeaseEvent, Lessee, PoolHandle};
 use super::ledger::{Adoption, Changes, Drain, Golden, Ledger, Stage, VmRow, Waiting};
 use super::policy;
@@ -24,7 +25,8 @@ use crate::guest::{Channel, Connector};
 use crate::host;
 use crate::ids::{BuildId, Generation, PoolName};
 use crate::runtime::{Fault, ImageInfo, Runtime, VmName};
-use crate::telemetry::events::{RetireReason, StaleReport};
+use crate::telemetry::events::{RetireReason, SlotRefilled, StaleReport};
+use crate::trace::chronicle::Chronicle;
 use crate::vm::handle::{VmCommand, VmHandle, VmReport};
 use crate::vm::state::VmStateName;
 
@@ -86,6 +88,7 @@ pub struct PoolArguments {
     /// Told of each generation before it is used.
     pub note_generation: Arc<dyn Fn(Generation) + Send + Sync>,
     pub publish: watch::Sender<Arc<PoolSnapshot>>,
+    pub chronicle: Chronicle,
     /// As an earlier run of the daemon left it.
     pub draining: Option<Drain>,
 }
@@ -119,6 +122,7 @@ pub struct PoolBooks {
     adopted: HashMap<BuildId, (VmName, Option<String>)>,
     /// Who is told when a VM's guest is dead.
     mourners: HashMap<VmName, Lessee>,
+    gaps: Gaps,
     images_asked: HashMap<PoolName, AbortOnDropHandle<()>>,
     /// When an image was last asked for, so that one with other content is noticed.
     images_seen: HashMap<PoolName, Instant>,
@@ -148,6 +152,7 @@ impl Actor for PoolManager {
             channels: HashMap::new(),
             lessees: HashMap::new(),
             mourners: HashMap::new(),
+            gaps: Gaps::default(),
             images_asked: HashMap::new(),
             images_seen: HashMap::new(),
             disk_asked: None,
@@ -266,7 +271,12 @@ impl PoolBooks {
                 let moved = self.ledger.prepared(vm);
                 expect(moved, vm, "prepared");
             }
-            VmReport::Started { pid } => self.ledger.note_pid(vm, pid),
+            VmReport::Started { pid, at } => {
+                if let Some(gap) = self.gaps.started(vm, at) {
+                    SlotRefilled { vm, gap }.emit();
+                }
+                self.ledger.note_pid(vm, pid);
+            }
             VmReport::Warm { channel, address } => self.warmed(vm, channel, address),
             VmReport::Suspended => self.suspended(vm),
             VmReport::Adopted { channel, address } => self.adopted(me, vm, channel, address),
@@ -275,7 +285,8 @@ impl PoolBooks {
                 self.ledger.breaker.mended();
             }
             VmReport::Failed { phase, fault } => self.failed(me, vm, phase, fault),
-            VmReport::GuestDead => {
+            VmReport::GuestDead { at } => {
+                self.gaps.died(vm, at);
                 self.ledger.guest_dead(vm);
                 self.mourn(vm);
             }
@@ -310,6 +321,7 @@ impl PoolBooks {
         while let Some(decision) = policy::decide(&self.ledger, now) {
             self.perform(me, decision, claiming, now).await?;
         }
+        self.gaps.turn_over();
         self.look_at_images(me, now);
         self.ledger.forget_closed();
         self.shapes.retain(|pool, _| self.ledger.pools.contains_key(pool));

@@ -26,6 +26,8 @@ use crate::clock::Deadline;
 const LOOK_FIRST: Duration = Duration::from_millis(10);
 /// And is not longer than this: so late is the end of a guest noticed that is not our child's. Its connection tells sooner.
 const LOOK_MAX: Duration = Duration::from_millis(500);
+/// While it is being killed a slot waits for its end, and that does not take long.
+const LOOK_KILLED: Duration = Duration::from_millis(5);
 
 /// The process that holds the lock of `config`; `None` when nobody does, or when there is no such VM.
 ///
@@ -87,12 +89,12 @@ impl Adopted {
         owner(&self.config).map_or(true, |owner| owner == Some(self.pid))
     }
 
-    /// Cancel-safe.
-    async fn released(&self) {
-        let mut pause = LOOK_FIRST;
+    /// Looks at growing pauses, none longer than `longest`. Cancel-safe.
+    async fn released(&self, longest: Duration) {
+        let mut pause = LOOK_FIRST.min(longest);
         while self.holds() {
             sleep(pause).await;
-            pause = (pause * 2).min(LOOK_MAX);
+            pause = (pause * 2).min(longest);
         }
     }
 
@@ -114,7 +116,7 @@ impl Adopted {
 impl RunProcess for Adopted {
     fn ended(&mut self) -> BoxFuture<'_, Fault> {
         async move {
-            self.released().await;
+            self.released(LOOK_MAX).await;
             (self.meaning)(&self.log)
         }
         .boxed()
@@ -124,12 +126,14 @@ impl RunProcess for Adopted {
         async move {
             let refused = |errno: Errno| Fault::new(Reason::VerbFailed, "kill tart run", errno.to_string());
             self.signal(Signal::SIGINT).map_err(refused)?;
-            if timeout(self.grace.min(deadline.left()), self.released()).await.is_ok() {
+            if timeout(self.grace.min(deadline.left()), self.released(LOOK_KILLED)).await.is_ok() {
                 return Ok(());
             }
             self.signal(Signal::SIGKILL).map_err(refused)?;
             let late = || Fault::new(Reason::VerbTimeout, "kill tart run", "the process does not go");
-            timeout(deadline.left().max(Duration::from_secs(1)), self.released()).await.map_err(|_| late())
+            timeout(deadline.left().max(Duration::from_secs(1)), self.released(LOOK_KILLED))
+                .await
+                .map_err(|_| late())
         }
         .boxed()
     }

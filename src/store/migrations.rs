@@ -38,10 +38,46 @@ const STEPS: &[&str] = &[
     "
     CREATE TABLE goldens (vm TEXT PRIMARY KEY, key TEXT NOT NULL) STRICT;
 ",
+    "
+    CREATE TABLE vm_spans (
+        id INTEGER PRIMARY KEY,
+        pool TEXT NOT NULL,
+        slot INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        phase TEXT NOT NULL,
+        began_us INTEGER NOT NULL,
+        build INTEGER,
+        detail TEXT
+    ) STRICT;
+    CREATE INDEX vm_spans_vm ON vm_spans (pool, slot, generation);
+    CREATE INDEX vm_spans_build ON vm_spans (build) WHERE build IS NOT NULL;
+    CREATE INDEX vm_spans_age ON vm_spans (began_us);
+    CREATE TABLE build_spans (
+        id INTEGER PRIMARY KEY,
+        build INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        sink TEXT,
+        attempt INTEGER NOT NULL,
+        began_us INTEGER NOT NULL,
+        ended_us INTEGER NOT NULL,
+        error TEXT
+    ) STRICT;
+    CREATE INDEX build_spans_build ON build_spans (build);
+",
 ];
 
 /// Sets a connection up and runs the steps that are missing.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), String> {
+    prepare_with(connection, STEPS)
+}
+
+/// The journal as the daemon made it that knew so many steps.
+#[cfg(test)]
+pub(super) fn prepare_as_of(connection: &mut Connection, steps: usize) {
+    prepare_with(connection, &STEPS[..steps]).expect("an old journal");
+}
+
+fn prepare_with(connection: &mut Connection, steps: &[&str]) -> Result<(), String> {
     let text = |e: rusqlite::Error| e.to_string();
     connection.busy_timeout(BUSY_MAX).map_err(text)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(text)?;
@@ -52,13 +88,13 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), String> {
     connection.pragma_update(None, "secure_delete", true).map_err(text)?;
     let done: u32 = connection.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(text)?;
     let done = usize::try_from(done).unwrap_or(usize::MAX);
-    if done > STEPS.len() {
+    if done > steps.len() {
         return Err(format!(
             "it is of version {done}, and this preheat knows {}: use a newer one",
-            STEPS.len()
+            steps.len()
         ));
     }
-    for (step, sql) in (1u32..).zip(STEPS).skip(done) {
+    for (step, sql) in (1u32..).zip(steps).skip(done) {
         let tx = connection.transaction().map_err(text)?;
         tx.execute_batch(sql).map_err(text)?;
         tx.pragma_update(None, "user_version", step).map_err(text)?;

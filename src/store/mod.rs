@@ -5,6 +5,7 @@ mod goldens;
 mod migrations;
 pub mod record;
 pub mod seal;
+pub mod spans;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

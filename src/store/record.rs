@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::wire::{ArtifactView, BuildState, BuildView, Claim, PhaseView};
 use crate::build::place::{Place, Verdict};
 use crate::build::spec::{BuildResult, BuildSpec};
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMicros, UnixMillis};
 use crate::ids::BuildId;
 
 /// A build.
@@ -25,6 +25,9 @@ pub struct BuildRecord {
     pub claim: Option<Claim>,
     pub submitted_ms: UnixMillis,
     pub finished_ms: Option<UnixMillis>,
+    /// For its timeline; builds of earlier daemons have none of these.
+    #[serde(default, skip_serializing_if = "Stamps::is_empty")]
+    pub stamps: Stamps,
     pub phases: Vec<PhaseView>,
     pub artifacts: Vec<ArtifactView>,
     /// Where its attempt is; `None` while nothing of the user's has run in it.
@@ -39,6 +42,24 @@ pub struct BuildRecord {
     /// Whether a delivery is still owed. Read from the outbox, never written.
     #[serde(skip)]
     pub owed: bool,
+}
+
+/// A build's ends in microseconds, by a clock that nobody sets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamps {
+    /// Its source had arrived, and was about to be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrived_us: Option<UnixMicros>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub submitted_us: Option<UnixMicros>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_us: Option<UnixMicros>,
+}
+
+impl Stamps {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl BuildRecord {
@@ -56,6 +77,7 @@ impl BuildRecord {
             claim: None,
             submitted_ms: at,
             finished_ms: None,
+            stamps: Stamps::default(),
             phases: Vec::new(),
             artifacts: Vec::new(),
             place: None,

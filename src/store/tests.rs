@@ -161,13 +161,18 @@ async fn secrets_of_another_key_do_not_open_and_the_journal_does() {
 async fn a_journal_from_before_secrets_were_kept_is_brought_up_to_date() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("journal.sqlite");
-    let store = Store::open(&path).expect("it opens");
-    let build = store.insert(record(), Arc::default()).await.expect("written");
-    drop(store);
-    let old = Connection::open(&path).expect("opens");
-    old.execute_batch("DROP TABLE secrets; DROP TABLE goldens; PRAGMA user_version = 1").expect("as it was");
-    drop(old);
+    let build = BuildRecord { id: BuildId(1), ..record() };
+    journal_as_of(&path, 1, &build);
     let store = Store::open(&path).expect("it opens");
     assert_eq!(store.unfinished().await.expect("read"), std::slice::from_ref(&build));
     assert!(matches!(store.secrets(build.id).await, Err(StoreError::Seal(SealError::Absent))));
+}
+
+/// A journal with one build, as the daemon left it that knew so many steps of the schema.
+pub(super) fn journal_as_of(path: &Path, steps: usize, build: &BuildRecord) {
+    let mut old = Connection::open(path).expect("opens");
+    migrations::prepare_as_of(&mut old, steps);
+    let sql = "INSERT INTO builds (id, project, pool, submitted_ms, record) VALUES (?1, '', '', 0, '{}')";
+    old.execute(sql, [key(build.id)]).expect("inserted");
+    update(&old, build).expect("written");
 }

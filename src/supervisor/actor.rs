@@ -24,6 +24,7 @@ use crate::pool::actor::{self as pool_actor, PoolArguments};
 use crate::pool::handle::PoolHandle;
 use crate::store::{BuildRecord, Store};
 use crate::telemetry::events::{ActorRestarted, Degraded};
+use crate::trace::chronicle::Chronicle;
 use crate::upload::actor::{self as upload_actor, UploadArguments, UploadMessage};
 use crate::upload::sink::Courier;
 
@@ -50,6 +51,7 @@ pub enum SupervisorMessage {
 pub struct SupervisorArguments {
     pub config: Live,
     pub store: Store,
+    pub chronicle: Chronicle,
     pub live: LiveBuilds,
     pub pool: PoolArguments,
     pub courier: Arc<dyn Courier>,
@@ -103,6 +105,7 @@ impl Actor for Supervisor {
             config: args.config.clone(),
             store: args.store.clone(),
             courier: args.courier.clone(),
+            chronicle: args.chronicle.clone(),
         };
         let uploader = upload_actor::spawn(uploads, me.get_cell()).await?;
         let told = me.clone();
@@ -110,6 +113,7 @@ impl Actor for Supervisor {
             config: args.config.clone(),
             pool: pool.clone(),
             store: args.store.clone(),
+            chronicle: args.chronicle,
             live: args.live,
             uploads: Arc::new(move || {
                 told.cast(SupervisorMessage::Uploads).ok();
@@ -212,6 +216,7 @@ impl Tree {
                 config: self.config.clone(),
                 store: self.store.clone(),
                 courier: self.courier.clone(),
+                chronicle: self.context.chronicle.clone(),
             };
             match upload_actor::spawn(arguments, me.get_cell()).await {
                 Ok(uploader) => self.uploader = uploader,

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::handle::SupervisorHandle;
 use super::reload::{self, Reloads};
 use crate::api::service::{Refused, Service, Ticket};
+use crate::api::timeline::ChromeTrace;
 use crate::api::wire::{
     BuildView, DaemonState, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
 };
@@ -26,14 +27,18 @@ use crate::host;
 use crate::ids::BuildId;
 use crate::pool::ledger::Drain;
 use crate::source::local;
+use crate::store::record::Stamps;
 use crate::store::{BuildRecord, StoreError};
 use crate::telemetry::events::{BuildAccepted, DrainChanged};
 use crate::telemetry::export::Exporter;
+use crate::trace::timeline;
 
 /// More than `host.builds_max` can be; how many of them may be taken, the configuration in force says.
 const PLACES: usize = limits::BUILDS_MAX.max as usize;
 /// A question to the pool, or to a build, which answers when what it promises is on disk.
 const ASK_MAX: Duration = Duration::from_secs(10);
+/// What a trace needs may be on its way to the journal for so long; without it the trace ends earlier.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 /// An accepted build's actor may take so long to be there before its client is answered all the same.
 const SEEN_MAX: Duration = Duration::from_secs(10);
 
@@ -146,9 +151,13 @@ impl Core {
         request: SubmitSpec,
         source: tempfile::TempPath,
     ) -> Result<BuildView, Refused> {
+        let anchor = self.context.chronicle.anchor();
+        let arrived_us = Some(anchor.now());
         let received = local::receive(self.config.get(), request, source).await?;
         self.serves()?;
-        let record = BuildRecord::received(received.spec, received.source.name.clone(), UnixMillis::now());
+        let source = received.source.name.clone();
+        let mut record = BuildRecord::received(received.spec, source, UnixMillis::now());
+        record.stamps = Stamps { arrived_us, submitted_us: Some(anchor.now()), finished_us: None };
         let secrets = Arc::new(received.secrets);
         let record = self.context.store.insert(record, secrets.clone()).await.map_err(internal)?;
         received.source.keep();
@@ -214,6 +223,20 @@ impl Service for Core {
 
     fn build(&self, id: BuildId) -> BoxFuture<'_, Result<BuildView, Refused>> {
         async move { Ok(self.view(&self.record(id).await?)) }.boxed()
+    }
+
+    fn trace(&self, id: BuildId) -> BoxFuture<'_, Result<ChromeTrace, Refused>> {
+        async move {
+            self.context.chronicle.settled(SETTLE_MAX).await;
+            let record = self.record(id).await?;
+            let beside = self.context.store.timeline(id).await.map_err(internal)?;
+            let snapshot = self.context.pool.snapshot();
+            let alive = |name: &str| snapshot.vms.iter().any(|vm| vm.name == name);
+            let now = self.context.chronicle.anchor().now();
+            let known = timeline::Known { record: &record, beside: &beside, now, alive: &alive };
+            Ok(timeline::trace(&known))
+        }
+        .boxed()
     }
 
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), Refused>> {

@@ -86,7 +86,9 @@ pub fn again(mut record: BuildRecord) -> BuildRecord {
 pub fn ended(mut record: BuildRecord, verdict: Verdict, at: UnixMillis) -> BuildRecord {
     record.running = false;
     if let Some(open) = record.phases.last_mut().filter(|phase| phase.took_ms.is_none()) {
-        open.took_ms = Some(u64::try_from(at.since(open.started_ms).as_millis()).unwrap_or(u64::MAX));
+        let took = at.since(open.started_ms);
+        open.took_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        open.took_us = Some(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
     record.result = Some(verdict.result);
     record.reason = verdict.reason;
@@ -172,6 +174,8 @@ mod tests {
             attempt: 2,
             started_ms: UnixMillis(1000),
             took_ms: None,
+            started_us: None,
+            took_us: None,
             exit_code: None,
         });
         assert_eq!(again(old.clone()).attempt, 2);

@@ -10,7 +10,7 @@ use tokio::time::{interval, sleep, timeout};
 
 use crate::blocking;
 use crate::build::actor::{BuildContext, folder};
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMicros, UnixMillis};
 use crate::config::Config;
 use crate::host;
 use crate::ids::BuildId;
@@ -20,7 +20,7 @@ use crate::janitor::plan::Expected;
 use crate::janitor::retain::{self, Item, Policy};
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
-use crate::store::{Ended, StoreError};
+use crate::store::{BuildRecord, Ended, StoreError};
 use crate::telemetry::events::{Degraded, DiskMeasured, Removed, Stored};
 use crate::vm::state::VmStateName;
 
@@ -35,6 +35,12 @@ const ROUND_MAX: Duration = Duration::from_secs(300);
 /// A file of the spool that no build needs may be a source that is still coming in; one that nobody has written to for this
 /// long is none.
 const SPOOL_LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// What is kept of timelines from before the oldest build that is kept: it ran before it ended, and its VM was warm before
+/// it ran.
+const SPANS_SLACK: Duration = Duration::from_secs(2 * 86_400);
+/// Rows of each table of timelines that are kept at most: the lives of some ten thousand VMs, in some 30 MB.
+const SPANS_MAX: u32 = 150_000;
 
 /// What the books say of each VM of ours.
 pub fn expected(snapshot: &PoolSnapshot) -> BTreeMap<String, Expected> {
@@ -112,6 +118,7 @@ async fn disk_round(context: &BuildContext, known: &mut HashMap<BuildId, u64>) -
     let ids = unfinished.iter().map(|record| record.id).chain(ended.iter().map(|build| build.id)).collect();
     measure_builds(config, &ended, known).await;
     retain_builds(context, &ended, known).await?;
+    retain_spans(context, &unfinished, &ended).await?;
     remove_strays(context, there, ids).await?;
     remove_spool(context, needed).await;
     remove_vm_logs(context).await;
@@ -169,6 +176,25 @@ async fn retain_builds(
             .emit();
     }
     Ok(())
+}
+
+/// Timelines go with the builds that they tell of.
+async fn retain_spans(
+    context: &BuildContext,
+    unfinished: &[BuildRecord],
+    ended: &[Ended],
+) -> Result<(), StoreError> {
+    let over = ended.iter().map(|build| build.finished_ms);
+    let under_way = unfinished.iter().map(|record| record.submitted_ms);
+    let (now, keep) = (context.chronicle.anchor().now(), context.config.get().builds.keep_age);
+    let since = spans_since(over.chain(under_way).min(), now, keep);
+    context.store.forget_spans(since, SPANS_MAX).await.map(drop)
+}
+
+/// Since when timelines are kept: somewhat longer than the oldest build, and than builds may be.
+fn spans_since(oldest: Option<UnixMillis>, now: UnixMicros, keep: Duration) -> UnixMicros {
+    let oldest = oldest.map_or(now, UnixMicros::from).min(now);
+    oldest.max(now.before(keep)).before(SPANS_SLACK)
 }
 
 /// Folders whose build the journal does not know: a crash came between forgetting it and removing them.
@@ -244,5 +270,23 @@ async fn measure(config: Arc<Config>) {
     });
     for (what, Usage { used, apparent, .. }) in measured.await {
         DiskMeasured { what, used, apparent }.emit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timelines_are_kept_somewhat_longer_than_the_oldest_build_and_than_builds_may_be() {
+        let day = |n: i64| UnixMicros(n * 86_400_000_000);
+        let since = |oldest: Option<i64>| {
+            let oldest = oldest.map(|day| UnixMillis(day * 86_400_000));
+            spans_since(oldest, day(100), Duration::from_secs(30 * 86_400))
+        };
+        assert_eq!(since(Some(90)), day(88), "a build's VM was there before the build");
+        assert_eq!(since(Some(5)), day(68), "it is kept only because it is owed");
+        assert_eq!(since(None), day(98), "VMs have lives without builds");
+        assert_eq!(since(Some(500)), day(98), "the clock was set back");
     }
 }

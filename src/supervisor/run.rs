@@ -44,6 +44,7 @@ use crate::runtime::tart::Tart;
 use crate::store::{BuildRecord, Store, StoreError, Values};
 use crate::telemetry::events::{BuildEnded, DaemonDraining, DaemonStarted, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
+use crate::trace::chronicle::{self, Chronicle};
 use crate::upload::sink::{Courier, Sinks};
 
 /// A question to the supervisor.
@@ -218,7 +219,9 @@ impl Daemon {
         let Outside { runtime, connector, courier } = outside;
         let (publish, _) = watch::channel(Arc::new(PoolSnapshot::default()));
         let (tell_broken, broken) = mpsc::channel(1);
+        let (chronicle, unwritten) = Chronicle::begin();
         let pool = PoolArguments {
+            chronicle: chronicle.clone(),
             config: config.clone(),
             runtime: runtime.clone(),
             connector,
@@ -233,6 +236,7 @@ impl Daemon {
         let arguments = SupervisorArguments {
             config: Live::new(config),
             store: store.clone(),
+            chronicle,
             live: LiveBuilds::default(),
             pool,
             courier,
@@ -244,6 +248,7 @@ impl Daemon {
         let stopping = CancellationToken::new();
         let core = Core::new(context.clone(), supervisor.clone(), exporter.clone(), stopping.clone());
         let tasks = vec![
+            AbortOnDropHandle::new(tokio::spawn(chronicle::write(store, unwritten))),
             AbortOnDropHandle::new(tokio::spawn(upkeep(exporter))),
             AbortOnDropHandle::new(tokio::spawn(rounds::images(runtime.clone(), context.clone()))),
             AbortOnDropHandle::new(tokio::spawn(rounds::janitor(runtime, context.clone()))),
@@ -349,6 +354,7 @@ impl Daemon {
         let limit = config.runtime.deadlines.stop + config.runtime.deadlines.delete;
         self.supervisor.stop_builds(ASK_MAX).await;
         self.context.pool.stop_all(limit).await;
+        self.context.chronicle.settled(ASK_MAX).await;
         self.supervisor.stop();
     }
 }

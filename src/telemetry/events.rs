@@ -321,6 +321,20 @@ impl VmWarmed<'_> {
     }
 }
 
+/// A guest was started in the place of one that had died.
+pub struct SlotRefilled<'a> {
+    pub vm: &'a VmName,
+    /// From the death to the new guest's process.
+    pub gap: Duration,
+}
+impl SlotRefilled<'_> {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        histogram!(names::SLOT_GAP_SECONDS, "pool" => self.vm.pool.to_string()).record(self.gap);
+        debug!(vm = %self.vm, gap_us = self.gap.as_micros() as u64, "slot refilled");
+    }
+}
+
 /// A VM failed.
 pub struct VmFailed<'a> {
     pub vm: &'a VmName,
@@ -641,6 +655,17 @@ impl UploadsPending<'_> {
     /// Sets the gauge.
     pub fn emit(self) {
         gauge!(names::UPLOADS_PENDING, "sink" => self.sink.to_owned()).set(self.pending as f64);
+    }
+}
+
+/// Pieces of timelines are lost.
+pub struct SpansDropped {
+    pub count: usize,
+}
+impl SpansDropped {
+    /// Counts it.
+    pub fn emit(self) {
+        counter!(names::TRACE_SPANS_DROPPED).increment(self.count as u64);
     }
 }
 

@@ -95,6 +95,7 @@ impl Exporter {
             counter!(names::JANITOR_ACTIONS, "action" => action.as_str()).absolute(0);
         }
         gauge!(names::ORPHANS_STUCK).set(0.0);
+        counter!(names::TRACE_SPANS_DROPPED).absolute(0);
         for what in Stored::ALL {
             gauge!(names::DISK_USED, "what" => what.as_str()).set(0.0);
             gauge!(names::DISK_APPARENT, "what" => what.as_str()).set(0.0);
@@ -159,6 +160,7 @@ fn zero_pool(pool: &str) {
     for phase in BirthPhase::ALL {
         histogram_at_zero(names::VM_BOOT_PHASE_SECONDS, &[("pool", &pool()), ("phase", phase.as_str())]);
     }
+    histogram_at_zero(names::SLOT_GAP_SECONDS, &[("pool", &pool())]);
     counter!(names::VMS_CREATED, "pool" => pool()).absolute(0);
     for end in AdoptionEnd::ALL {
         counter!(names::VMS_ADOPTED, "pool" => pool(), "result" => end.as_str()).absolute(0);

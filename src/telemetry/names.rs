@@ -33,6 +33,8 @@ const BUILD: &[f64] = &[
 ];
 const PHASE: &[f64] =
     &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0];
+/// From a slot that is free to a guest that starts: what nobody notices, and what is a fault.
+const GAP: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 const VERB: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const HTTP: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
@@ -69,6 +71,7 @@ catalogue! {
     RESUME_FALLBACKS = "preheat_resume_fallbacks_total", Counter, ["pool", "reason"], "VMs that should have resumed from a saved state and did not, by the reason: their slot boots.";
     GOLDENS_MADE = "preheat_goldens_made_total", Counter, ["pool", "result"], "Warm VMs that were suspended for their slots to resume from, or failed to be.";
     VM_BOOT_PHASE_SECONDS = "preheat_vm_boot_phase_seconds", Histogram(BOOT), ["pool", "phase"], "One phase of a VM's birth.";
+    SLOT_GAP_SECONDS = "preheat_slot_gap_seconds", Histogram(GAP), ["pool"], "From a guest's death to the process of the next one in its slot, where that one was cloned and wanted.";
     VM_FAILURES = "preheat_vm_failures_total", Counter, ["phase", "reason"], "VMs that failed, by the phase of their life and the reason.";
     VMS_CREATED = "preheat_vms_created_total", Counter, ["pool"], "VMs whose clone was begun: the attempts beside the failures.";
     VMS_ADOPTED = "preheat_vms_adopted_total", Counter, ["pool", "result"], "VMs that a build had when an earlier daemon ended: adopted and the build goes on in it, refused by the host's bounds, or failed to be found again.";
@@ -87,6 +90,7 @@ catalogue! {
     DISK_USED = "preheat_disk_used_bytes", Gauge, ["what"], "Blocks that builds, the spool, VMs with their images, and VMs' logs take; where clones share blocks unseen (APFS), an upper bound.";
     DISK_APPARENT = "preheat_disk_apparent_bytes", Gauge, ["what"], "What the lengths of the same files add up to, holes included.";
     DISK_REMOVED = "preheat_disk_removed_total", Counter, ["what"], "Builds, sources and logs that were removed because they were kept long enough or the disk was short.";
+    TRACE_SPANS_DROPPED = "preheat_trace_spans_dropped_total", Counter, [], "Pieces of timelines that the journal could not take: traces have gaps there.";
     UPLOADS_PENDING = "preheat_uploads_pending", Gauge, ["sink"], "Results not yet delivered to the sink.";
     UPLOAD_ATTEMPTS = "preheat_upload_attempts_total", Counter, ["sink", "result"], "Attempts to deliver a result.";
     HOST_DISK_FREE = "preheat_host_disk_free_bytes", Gauge, [], "Free bytes on the volume of the installation.";

@@ -14,6 +14,7 @@ use crate::config::Live;
 use crate::jitter;
 use crate::store::{Delivery, Store, StoreError};
 use crate::telemetry::events::{BuildPhaseEnded, Degraded, UploadTried, UploadsPending};
+use crate::trace::chronicle::Chronicle;
 
 /// Deliveries at a time: a slow sink must not starve the others, and the disk is shared with builds.
 const AT_ONCE_MAX: usize = 4;
@@ -41,6 +42,7 @@ pub struct UploadArguments {
     pub config: Live,
     pub store: Store,
     pub courier: Arc<dyn Courier>,
+    pub chronicle: Chronicle,
 }
 
 /// The actor. Its state is in [`Outgoing`].
@@ -210,6 +212,7 @@ async fn attempt(args: &UploadArguments, delivery: &Delivery) -> Result<(), Stor
         BuildPhaseEnded { build: delivery.build, phase: "upload", step: None, took: began.elapsed() }.emit();
     }
     let attempt = delivery.attempts + 1;
+    args.chronicle.upload(delivery.build, &upload.name, attempt, began, error.as_deref());
     UploadTried { build: delivery.build, sink: &upload.name, error: error.clone(), attempt }.emit();
     match error {
         None => args.store.delivered(delivery.id).await,

@@ -29,7 +29,7 @@ pub enum VmMessage {
 /// What the actor's tasks report.
 pub enum TaskReport {
     Finished(BirthPhase, Duration),
-    Started(Box<dyn RunProcess>),
+    Started(Box<dyn RunProcess>, Instant),
     Answered(Answered),
     Stillborn(Stillborn),
     NotAdopted(Fault),
@@ -39,7 +39,7 @@ pub enum TaskReport {
     ConnectionLost(Fault),
     ProbeDue,
     Probed(Result<(), Fault>),
-    GuestDead,
+    GuestDead(Instant),
     Removed,
     RemovalFailed(Fault),
 }
@@ -182,7 +182,7 @@ impl VmLife {
                 VmPhaseEnded { vm: &self.recipe.name, phase, took }.emit();
                 self.step(me, Event::Finished(phase));
             }
-            TaskReport::Started(process) => self.own(me, process),
+            TaskReport::Started(process, at) => self.own(me, process, at),
             TaskReport::Answered(answered) => self.answered(me, answered),
             TaskReport::Stillborn(Stillborn { phase, fault }) => {
                 self.awaited = None;
@@ -209,7 +209,7 @@ impl VmLife {
                 (self.report)(&self.recipe.name, VmReport::Healthy);
                 self.probe_later(me);
             }
-            TaskReport::GuestDead => (self.report)(&self.recipe.name, VmReport::GuestDead),
+            TaskReport::GuestDead(at) => (self.report)(&self.recipe.name, VmReport::GuestDead { at }),
             TaskReport::Removed => self.step(me, Event::Removed),
             TaskReport::RemovalFailed(fault) => {
                 VmQuarantined { vm: &self.recipe.name, fault: &fault }.emit();
@@ -301,7 +301,7 @@ impl VmLife {
             tell(
                 &me,
                 match birth::start(runtime.as_ref(), &recipe, done).await {
-                    Ok(process) => TaskReport::Started(process),
+                    Ok(process) => TaskReport::Started(process, clock::now()),
                     Err(stillborn) => TaskReport::Stillborn(stillborn),
                 },
             );
@@ -339,7 +339,8 @@ impl VmLife {
         let (runtime, recipe, me) = (self.runtime.clone(), self.recipe.clone(), me.clone());
         self.run(async move {
             let found = birth::find(runtime.as_ref(), &recipe).await;
-            tell(&me, found.map_or_else(TaskReport::NotAdopted, TaskReport::Started));
+            let started = |process| TaskReport::Started(process, clock::now());
+            tell(&me, found.map_or_else(TaskReport::NotAdopted, started));
         });
     }
 
@@ -353,8 +354,8 @@ impl VmLife {
     }
 
     /// The guest's process is ours from here on.
-    fn own(&mut self, me: &ActorRef<VmMessage>, process: Box<dyn RunProcess>) {
-        (self.report)(&self.recipe.name, VmReport::Started { pid: process.pid() });
+    fn own(&mut self, me: &ActorRef<VmMessage>, process: Box<dyn RunProcess>, at: Instant) {
+        (self.report)(&self.recipe.name, VmReport::Started { pid: process.pid(), at });
         let told = me.clone();
         let watch = Watch::new(process, move |why| tell(&told, TaskReport::RunEnded(why)));
         if let Some(removal) = self.awaited.take() {
@@ -448,7 +449,7 @@ impl VmLife {
             {
                 return tell(&me, TaskReport::RemovalFailed(fault));
             }
-            tell(&me, TaskReport::GuestDead);
+            tell(&me, TaskReport::GuestDead(clock::now()));
             tell(
                 &me,
                 match removal::delete(runtime.as_ref(), &recipe.name, deadline).await {

@@ -225,6 +225,7 @@ async fn reach_resumed(
     };
     let channel = connected.await.map_err(at(BirthPhase::Connect))?;
     done(BirthPhase::Connect, began.elapsed());
+    channel.make_ready().await;
     Ok(Answered { channel, address })
 }
 

@@ -8,6 +8,7 @@ use ractor::ActorRef;
 use super::actor::VmMessage;
 use super::birth::Recipe;
 use super::state::{VmPhase, VmStateName};
+use crate::clock::Instant;
 use crate::guest::Channel;
 use crate::runtime::{Fault, VmName};
 use crate::telemetry::events::RetireReason;
@@ -33,8 +34,8 @@ pub enum VmReport {
     State(VmStateName),
     /// Cloned and configured: it waits for a slot.
     Prepared,
-    /// Its guest runs in this process.
-    Started { pid: Option<u32> },
+    /// Its guest runs in this process, since then or before.
+    Started { pid: Option<u32>, at: Instant },
     /// It can be leased.
     Warm { channel: Arc<dyn Channel>, address: IpAddr },
     /// Its state is saved, and its process is gone: the slot is free.
@@ -45,8 +46,8 @@ pub enum VmReport {
     Healthy,
     /// It failed; it is removing itself.
     Failed { phase: VmPhase, fault: Fault },
-    /// Its guest is dead: the slot is free, though the clone's files may still be there.
-    GuestDead,
+    /// Its guest is dead since then: the slot is free, though the clone's files may still be there.
+    GuestDead { at: Instant },
     /// Nothing of it is left.
     Gone,
     /// It could not be removed.

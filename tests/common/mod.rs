@@ -11,10 +11,11 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{self, BoxStream, StreamExt};
 use preheat::api::service::{Refused, Service, Ticket};
+use preheat::api::timeline::{ChromeTrace, Share, TraceSummary};
 use preheat::api::wire::*;
 use preheat::api::{Limits, Options, bind, serve};
 use preheat::build::spec::BuildResult;
-use preheat::clock::UnixMillis;
+use preheat::clock::{UnixMicros, UnixMillis};
 use preheat::config::ByteSize;
 use preheat::ids::BuildId;
 use sha2::{Digest, Sha256};
@@ -202,8 +203,28 @@ fn ended_phase(phase: &str, result: BuildResult) -> PhaseView {
         attempt: 1,
         started_ms: UnixMillis(1),
         took_ms: Some(210),
+        started_us: None,
+        took_us: None,
         exit_code: step.then(|| if result == BuildResult::Success { 0 } else { 2 }),
     }
+}
+
+fn trace_of(view: &BuildView) -> ChromeTrace {
+    let share = |owner: &str, us| Share { owner: owner.into(), us, times: 1 };
+    let other_data = TraceSummary {
+        build: view.id,
+        project: view.project.clone(),
+        pool: view.pool.clone(),
+        result: view.result,
+        origin_us: UnixMicros(1_000),
+        total_us: 210_000,
+        unaccounted_us: 10,
+        owners: vec![share("step make", 209_990), share("unaccounted", 10)],
+        vms: Vec::new(),
+        uploads: Vec::new(),
+        notes: Vec::new(),
+    };
+    ChromeTrace { trace_events: Vec::new(), display_time_unit: "ms".into(), other_data }
 }
 
 pub fn artifact(path: &str, bytes: &[u8]) -> ArtifactView {
@@ -258,6 +279,11 @@ impl Service for Fake {
 
     fn build(&self, id: BuildId) -> BoxFuture<'_, Result<BuildView, Refused>> {
         async move { Ok(self.find(id)?.view) }.boxed()
+    }
+
+    fn trace(&self, id: BuildId) -> BoxFuture<'_, Result<ChromeTrace, Refused>> {
+        let found = self.find(id).map(|record| trace_of(&record.view));
+        async move { found }.boxed()
     }
 
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), Refused>> {

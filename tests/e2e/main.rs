@@ -23,3 +23,4 @@ mod resumes;
 mod secrets;
 mod soak;
 mod sources;
+mod trace;

@@ -12,6 +12,7 @@ mod operators;
 mod plan;
 mod report;
 mod step;
+mod traces;
 mod verdict;
 mod world;
 

@@ -26,6 +26,7 @@ use crate::host::Host;
 use crate::operators;
 use crate::plan::{self, End, Machine, Settings};
 use crate::step::Step;
+use crate::traces;
 use crate::verdict;
 use crate::world::{Bounds, Vm, World};
 
@@ -218,6 +219,7 @@ async fn daemon(world: &Arc<World>, machine: Machine, loaded: &Loaded, end: End)
             if why != DRAINED {
                 world.lock().violation(format!("with nothing to do it ended its drain so: {why}"));
             }
+            traces::are_whole(world, &service).await;
             daemon.stop().await;
             let kept = verdict::suspended(&config);
             let stays =

@@ -14,6 +14,7 @@ use crate::pool::ledger::{Adoption, Stage, VmRow};
 use crate::runtime::VmName;
 use crate::telemetry::events::{AdoptionEnd, VmAdopted};
 use crate::vm::actor::Begin;
+use crate::vm::state::VmStateName;
 
 impl PoolBooks {
     /// VMs of an earlier daemon's builds come into the books before anything is decided from them.
@@ -22,6 +23,8 @@ impl PoolBooks {
             match self.ledger.adopt(&adoption, UnixMillis::now()) {
                 Ok(()) => {
                     self.adopted.insert(adoption.build, (adoption.vm.clone(), None));
+                    let (vm, build) = (&adoption.vm, Some(adoption.build));
+                    self.args.chronicle.vm(vm, VmStateName::Adopting.as_str(), build);
                     self.spawn_vm(me, &adoption.vm, Begin::Adoption).await?;
                 }
                 // The janitor finds it.

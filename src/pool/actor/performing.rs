@@ -12,6 +12,7 @@ use crate::runtime::VmName;
 use crate::telemetry::events::{RetireReason, VmCreated};
 use crate::vm::actor::{self as vm_actor, Begin, VmArguments};
 use crate::vm::handle::{Reporter, VmCommand};
+use crate::vm::state::VmStateName;
 
 impl PoolBooks {
     pub(super) async fn perform(
@@ -27,12 +28,14 @@ impl PoolBooks {
                 if !self.ledger.grant(&vm) {
                     return Err(format!("{vm} cannot be started although the policy says so").into());
                 }
+                self.gaps.granted(&vm);
                 self.command(&vm, VmCommand::GrantSlot);
             }
             Decision::Clone { pool, slot } => {
                 let vm = self.ledger.register(&pool, slot, UnixMillis::now());
                 (self.args.note_generation)(vm.generation);
                 VmCreated { vm: &vm }.emit();
+                self.args.chronicle.vm(&vm, VmStateName::Cloning.as_str(), None);
                 self.spawn_vm(me, &vm, Begin::Birth).await?;
             }
             Decision::Suspend { vm } => self.suspend(&vm),
@@ -45,6 +48,7 @@ impl PoolBooks {
         let Some(channel) = self.channels.remove(vm) else { return self.remove(vm, RetireReason::Failed) };
         let Some(waiting) = self.ledger.lease(vm, build) else { return };
         self.command(vm, VmCommand::Lease);
+        self.args.chronicle.vm(vm, VmStateName::Leased.as_str(), Some(build));
         let lease = Lease {
             vm: vm.clone(),
             channel,
@@ -60,8 +64,9 @@ impl PoolBooks {
     }
 
     pub(super) async fn spawn_vm(&mut self, me: &Me, vm: &VmName, begin: Begin) -> Result<(), Failed> {
-        let told = me.clone();
+        let (told, chronicle) = (me.clone(), self.args.chronicle.clone());
         let report: Reporter = Arc::new(move |vm, report| {
+            chronicle.heard(vm, &report);
             told.cast(PoolMessage::Vm(vm.clone(), report)).ok();
         });
         let arguments = VmArguments {
