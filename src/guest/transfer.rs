@@ -67,7 +67,7 @@ pub(super) async fn read_all(wire: &Wire, exec: &mut Exec) -> Result<Answer, Fau
 }
 
 /// Reads a stream to its end and keeps its beginning as text.
-async fn read_text(stream: Option<impl AsyncRead + Unpin>) -> String {
+pub(super) async fn read_text(stream: Option<impl AsyncRead + Unpin>) -> String {
     String::from_utf8_lossy(&read_bytes(stream, ANSWER_BYTES_MAX).await).into_owned()
 }
 
@@ -419,6 +419,6 @@ fn failed(text: String) -> Fault {
     Fault::new(Reason::TransferFailed, TAKE, text)
 }
 
-fn in_sh(script: &str) -> String {
+pub(super) fn in_sh(script: &str) -> String {
     format!("exec /bin/sh -c {}", quote(script))
 }

@@ -16,9 +16,11 @@ pub enum Step {
     Connect,
     Probe,
     PutTree,
+    PutCache,
     Run,
     Attach,
     Take,
+    TakeCache,
     Kill,
     Stop,
     Delete,
@@ -29,7 +31,7 @@ pub enum Step {
 }
 
 impl Step {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Clone,
         Self::Configure,
         Self::Start,
@@ -38,9 +40,11 @@ impl Step {
         Self::Connect,
         Self::Probe,
         Self::PutTree,
+        Self::PutCache,
         Self::Run,
         Self::Attach,
         Self::Take,
+        Self::TakeCache,
         Self::Kill,
         Self::Stop,
         Self::Delete,
@@ -57,7 +61,7 @@ impl Step {
             Self::Configure | Self::Start | Self::Adopt => (10, 200),
             Self::Address | Self::Connect => (500, 12_000),
             Self::Probe | Self::Run | Self::Attach => (1, 60),
-            Self::PutTree | Self::Take | Self::Deliver => (10, 2000),
+            Self::PutTree | Self::PutCache | Self::Take | Self::TakeCache | Self::Deliver => (10, 2000),
             Self::Kill | Self::Stop | Self::Delete => (20, 1500),
             Self::List | Self::Image => (20, 300),
             Self::Disk => (0, 3),
@@ -76,9 +80,11 @@ impl Step {
             | Self::Address
             | Self::Connect
             | Self::PutTree
+            | Self::PutCache
             | Self::Run
             | Self::Attach
             | Self::Take
+            | Self::TakeCache
             | Self::Kill
             | Self::Stop
             | Self::Delete
@@ -99,7 +105,9 @@ impl Step {
             Self::Address => &[Reason::NoAddress, Reason::NotRunning, Reason::VerbFailed],
             Self::Connect => &[Reason::SshTimeout, Reason::SshAuth, Reason::NoRoute],
             Self::Probe => &[Reason::ProbeFailed, Reason::ConnectionLost],
-            Self::PutTree | Self::Run | Self::Attach | Self::Take => &[Reason::ConnectionLost],
+            Self::PutTree | Self::PutCache | Self::Run | Self::Attach | Self::Take | Self::TakeCache => {
+                &[Reason::ConnectionLost]
+            }
             Self::Adopt
             | Self::Kill
             | Self::Stop

@@ -95,6 +95,8 @@ pub struct Vm {
     pub project: Option<String>,
     pub runs: BTreeMap<RunId, Run>,
     pub taken: bool,
+    /// Whose cache it was given.
+    pub cache: Option<String>,
 }
 
 /// A script that was begun in a guest.
@@ -445,6 +447,7 @@ impl Inner {
             project: None,
             runs: BTreeMap::new(),
             taken: false,
+            cache: None,
         };
         self.vms.insert(name.to_owned(), vm);
     }
