@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::wire::{ArtifactView, BuildState, BuildView, Claim, PhaseView};
+use crate::api::wire::{ArtifactView, BuildState, BuildView, CacheView, Claim, PhaseView};
 use crate::build::place::{Place, Verdict};
 use crate::build::spec::{BuildResult, BuildSpec};
 use crate::clock::UnixMillis;
@@ -27,6 +27,9 @@ pub struct BuildRecord {
     pub finished_ms: Option<UnixMillis>,
     pub phases: Vec<PhaseView>,
     pub artifacts: Vec<ArtifactView>,
+    /// What became of its caches. Journals of earlier daemons have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<CacheView>,
     /// Where its attempt is; `None` while nothing of the user's has run in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -58,6 +61,7 @@ impl BuildRecord {
             finished_ms: None,
             phases: Vec::new(),
             artifacts: Vec::new(),
+            caches: Vec::new(),
             place: None,
             verdict: None,
             cancel_asked: false,
@@ -88,6 +92,7 @@ impl BuildRecord {
             finished_ms: self.finished_ms,
             phases: self.phases.clone(),
             artifacts: self.artifacts.clone(),
+            caches: self.caches.clone(),
         }
     }
 }

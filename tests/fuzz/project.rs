@@ -87,6 +87,7 @@ fn request() -> impl Strategy<Value = SubmitSpec> {
                 .collect::<BTreeMap<_, secrecy::SecretString>>()
                 .into(),
             artifacts,
+            caches: None,
             timeout,
             retries,
         })

@@ -29,6 +29,8 @@ pub struct Job {
     /// The commands of its steps, and the time-out of each.
     pub steps: Vec<(String, Duration)>,
     pub artifacts: Vec<String>,
+    /// It has a cache.
+    pub cached: bool,
     pub retries: u16,
     /// Cancelled so long after it was accepted.
     pub cancel: Option<Duration>,
@@ -71,6 +73,7 @@ fn job(dice: &mut Dice, number: u64, arrives: Duration) -> Job {
         arrives,
         steps,
         artifacts,
+        cached: dice.chance(0.3),
         retries: dice.pick(&[0, 1, 2, 2, 3, 5]),
         cancel: dice.chance(0.06).then(|| dice.millis(0, 90_000)),
         secret,
