@@ -309,7 +309,9 @@ fn late(step: Step) -> Fault {
         Step::Address => Reason::NoAddress,
         Step::Connect => Reason::SshTimeout,
         Step::Probe => Reason::ProbeFailed,
-        Step::PutTree | Step::Run | Step::Attach | Step::Take => Reason::ConnectionLost,
+        Step::PutTree | Step::PutCache | Step::Run | Step::Attach | Step::Take | Step::TakeCache => {
+            Reason::ConnectionLost
+        }
         Step::Clone
         | Step::Configure
         | Step::Start
