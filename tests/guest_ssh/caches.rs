@@ -160,7 +160,10 @@ async fn a_name_with_anything_in_it_is_one_path() {
     no_rest(&other);
 }
 
-fn tar_of(entries: &[(&str, EntryType, &[u8], &str)]) -> Vec<u8> {
+/// Name, kind, content, target.
+type Entry<'a> = (&'a str, EntryType, &'a [u8], &'a str);
+
+fn tar_of(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, kind, content, link) in entries {
         let mut head = tar::Header::new_gnu();
@@ -185,7 +188,7 @@ async fn a_hostile_tar_writes_nowhere_but_to_the_paths_of_its_cache() {
     let (file, link, hard) = (EntryType::Regular, EntryType::Symlink, EntryType::Link);
     let key = "../../.ssh/authorized_keys";
     let through = format!("{away}/from-absolute");
-    let cases: Vec<Vec<(&str, EntryType, &[u8], &str)>> = vec![
+    let cases: Vec<Vec<Entry<'_>>> = vec![
         vec![("work/main.swift", file, b"evil", "")],
         vec![(".profile", file, b"evil", ""), ("./.ssh/authorized_keys", file, b"evil", "")],
         vec![("../escaped", file, b"evil", ""), ("../../escaped", file, b"evil", "")],
