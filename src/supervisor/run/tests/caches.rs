@@ -187,7 +187,7 @@ async fn a_cancel_is_taken_while_a_cache_is_restored_and_only_ends_the_saving_of
     world.sim.script(Step::TakeCache, [slow()]);
     let id = world.submit("echo", |spec| spec.caches = vec![cache("pods-2", &[])]).await;
     world.until_in(id, "cache_save").await;
-    let begun = tokio::time::Instant::now();
+    let begun = crate::clock::now();
     assert!(matches!(world.daemon.core.cancel(id).await, Err(Refused::BuildOver(_))), "its result stands");
     let view = world.over(id).await;
     succeeded(&view);
