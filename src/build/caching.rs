@@ -140,7 +140,15 @@ impl Restored<'_> {
 /// from then on only cuts the saving short.
 pub(super) async fn save(work: &Work, report: impl Fn(Progress)) {
     let due: Vec<&Cache> = work.spec.caches.iter().filter(|cache| !is_there(work, cache)).collect();
-    if due.is_empty() || work.caches.bounds.bytes_max.0 == 0 {
+    if work.caches.bounds.bytes_max.0 == 0 {
+        for cache in due {
+            work.log
+                .say(format!("cache {}: not saved: this host keeps none (caches.bytes_max)", cache.key))
+                .await;
+        }
+        return;
+    }
+    if due.is_empty() {
         return;
     }
     let deadline = Deadline::after(work.caches.bounds.timeout);

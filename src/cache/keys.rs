@@ -37,14 +37,19 @@ pub enum Unsettled {
 /// Every mistake, or that the source cannot be read.
 pub fn settle(caches: &mut [Cache], of: Of<'_>, source: &Path) -> Result<(), Unsettled> {
     let mut mistakes = Vec::new();
-    let mut globs = BTreeSet::new();
-    for text in caches.iter().flat_map(|cache| std::iter::once(&cache.key).chain(&cache.restore_keys)) {
-        // What is no template was refused before, and is told again below.
-        globs.extend(Template::parse(text).iter().flat_map(Template::globs).map(str::to_owned));
-    }
-    let matchers: Vec<_> = globs.iter().filter_map(|glob| matcher(glob).ok()).collect();
-    let digests = digests(source, &matchers)?;
     let Of { pool, image, env, place } = of;
+    let texts = caches.iter().flat_map(|cache| std::iter::once(&cache.key).chain(&cache.restore_keys));
+    // What is no template was refused before, and is told again below.
+    let templates: Vec<Template> = texts.filter_map(|text| Template::parse(text).ok()).collect();
+    let globs: Vec<&str> = templates.iter().flat_map(Template::globs).collect();
+    if globs.len() > limits::CACHE_GLOBS_MAX {
+        let text =
+            format!("found {} globs in all keys, allowed are {}", globs.len(), limits::CACHE_GLOBS_MAX);
+        return Err(Mistakes(vec![mistake(place, "caches", text)]).into());
+    }
+    let distinct: BTreeSet<&str> = globs.into_iter().collect();
+    let matchers: Vec<_> = distinct.into_iter().filter_map(|glob| matcher(glob).ok()).collect();
+    let digests = digests(source, &matchers)?;
     let values = Values { pool, image, arch: std::env::consts::ARCH, env, digests: &digests };
     let mut keys = BTreeSet::new();
     for (n, cache) in caches.iter_mut().enumerate() {
@@ -148,6 +153,13 @@ mod tests {
         ] {
             assert!(text.contains(says), "{says}: {text}");
         }
+    }
+
+    #[test]
+    fn globs_without_number_are_refused_before_the_source_is_read() {
+        let text = format!("k{}", "{{ hash 'a' }}".repeat(33));
+        let told = settled(&[cache(&text, &[]), cache(&text, &[])]).expect_err("too many");
+        assert_eq!(told, ".preheat.toml:caches: found 66 globs in all keys, allowed are 64");
     }
 
     #[test]

@@ -213,5 +213,7 @@ pub const CACHE_PATHS_MAX: usize = 32;
 pub const CACHE_PATH_BYTES_MAX: usize = 512;
 /// Beginnings of keys that one cache falls back to.
 pub const RESTORE_KEYS_MAX: usize = 10;
+/// Globs in the keys of all caches of one build: each is held against every name of a source.
+pub const CACHE_GLOBS_MAX: usize = 64;
 /// The longest key, its values in it: it is a line of the log.
 pub const CACHE_KEY_BYTES_MAX: usize = 512;
