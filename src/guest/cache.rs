@@ -24,7 +24,7 @@ use tokio::time::timeout_at;
 use super::connection::Connection;
 use super::link::Link;
 use super::script::quote;
-use super::transfer::{in_sh, read_text};
+use super::transfer::read_text;
 use super::wire::{Exec, Status, Wire};
 use super::{PutCache, TakeCache, TakeError, TakenCache};
 use crate::runtime::{Fault, Reason};
@@ -38,6 +38,9 @@ const NOTHING_THERE: i32 = 75;
 
 /// What stands before the name of a path that is not there, on the guest's stderr.
 const ABSENT: &str = "preheat-absent ";
+
+/// Where transfers unpack, from the user's home: a name begins so.
+const FOLDERS: &str = ".preheat/cache-";
 
 const PUT: &str = "restore cache";
 const TAKE: &str = "save cache";
@@ -54,14 +57,27 @@ async fn put_whole(on: &Connection, put: &PutCache) -> Result<u64, Fault> {
     let wire = &on.wire;
     let _turn = wire.take_turn().await;
     // Of its own: what a connection that was lost may still write is nobody's.
-    let folder = format!(".preheat/cache-{}", uuid::Uuid::new_v4().simple());
+    let folder = format!("{FOLDERS}{}", uuid::Uuid::new_v4().simple());
     let exec = wire.open(&in_sh(&unpack_script(&folder))).await?;
-    let bytes = send(wire, exec, &put.tar).await?;
-    let mut exec = wire.open(&in_sh(&place_script(&folder, &put.paths))).await?;
+    match send(wire, exec, &put.tar).await {
+        Ok(bytes) => run(wire, &place_script(&folder, &put.paths)).await.map(|()| bytes),
+        Err(fault) => {
+            // What came of it would take the room of what the steps make.
+            if !wire.is_lost() {
+                run(wire, &format!("cd -- \"$HOME\" && {}", remove_script())).await.ok();
+            }
+            Err(fault)
+        }
+    }
+}
+
+/// Runs a script to its end.
+async fn run(wire: &Wire, script: &str) -> Result<(), Fault> {
+    let mut exec = wire.open(&in_sh(script)).await?;
     exec.stdin = None;
-    let (_, complaint) = outputs(wire, &mut exec).await?;
-    ended(wire, exec.wait().await, PUT, &complaint).await?;
-    Ok(bytes)
+    let (out, err) = (exec.stdout.take(), exec.stderr.take());
+    let (_, complaint) = wire.or_lost(async { tokio::join!(read_text(out), read_text(err)) }).await?;
+    ended(wire, exec.wait().await, PUT, &complaint).await
 }
 
 fn unpack_script(folder: &str) -> String {
@@ -95,11 +111,14 @@ fn place_script(folder: &str, paths: &[String]) -> String {
             "if {direct}{{ [ -e {from} ] || [ -L {from} ]; }}; then {above}place {from} {to} || rc=1; fi\n"
         );
     }
-    let folder = quote(&format!("./{folder}"));
-    text += &format!(
-        "rm -rf -- {folder} 2>/dev/null || {{ chmod -R u+rwx {folder}; rm -rf -- {folder}; }}\nexit $rc\n"
-    );
+    text += &format!("{}\nexit $rc\n", remove_script());
     text
+}
+
+/// Removes the folders of transfers, those that broke off among them. Caches hold folders that nobody may write to.
+fn remove_script() -> String {
+    let all = format!("./{FOLDERS}*");
+    format!("rm -rf {all} 2>/dev/null || {{ chmod -R u+rwx {all}; rm -rf {all}; }}")
 }
 
 /// The folders above `path` in `folder`, quoted.
@@ -133,9 +152,8 @@ async fn send(wire: &Wire, mut exec: Exec, tar: &Path) -> Result<u64, Fault> {
     if whole { Ok(bytes) } else { Err(wire.blame("the guest did not take all of the cache".into()).await) }
 }
 
-async fn outputs(wire: &Wire, exec: &mut Exec) -> Result<(String, String), Fault> {
-    let (out, err) = (exec.stdout.take(), exec.stderr.take());
-    wire.or_lost(async { tokio::join!(read_text(out), read_text(err)) }).await
+fn in_sh(script: &str) -> String {
+    format!("exec /bin/sh -c {}", quote(script))
 }
 
 async fn ended(wire: &Wire, status: Status, doing: &'static str, complaint: &str) -> Result<(), Fault> {

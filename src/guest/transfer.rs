@@ -419,6 +419,6 @@ fn failed(text: String) -> Fault {
     Fault::new(Reason::TransferFailed, TAKE, text)
 }
 
-pub(super) fn in_sh(script: &str) -> String {
+fn in_sh(script: &str) -> String {
     format!("exec /bin/sh -c {}", quote(script))
 }

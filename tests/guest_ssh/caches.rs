@@ -240,6 +240,7 @@ async fn a_tar_that_is_broken_or_cut_off_puts_nothing_in_place() {
         let fault = put(&channel, &[PODS], &tar).await.expect_err("broken");
         assert_eq!(fault.reason, Reason::TransferFailed, "{fault}");
         assert!(!other.work().join("Pods").exists());
+        no_rest(&other);
     }
     fs::write(&tar, &whole).expect("whole");
     put(&channel, &[PODS], &tar).await.expect("put");
@@ -283,4 +284,5 @@ async fn a_cache_that_was_cut_off_goes_over_the_next_connection_whole() {
     other.kill_masters();
     putting.await.expect("no panic").expect("put");
     same(&one.work().join("Pods"), &other.work().join("Pods"));
+    no_rest(&other);
 }
