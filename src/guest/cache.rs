@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   take: tar of what is there --> a file of the host, its length and sum; nothing looks into it
-//!   put:  the file --> tar -x in a folder beside the home's, of this transfer only
+//!   put:  the file --> tar -x in a folder below the home's, of this transfer only
 //!                        | all of it sent, tar content, the connection whole: the host says so
 //!                        v
-//!                      each path that the cache may have is moved to its place; what else there is goes away
+//!                      each path that the cache may have is moved to its place; what else there is stays where it is
 //! ```
 //!
 //! The tar was written by a guest, which may have been anybody's. What it may do in this guest is what it says in the second
@@ -25,7 +25,7 @@ use super::connection::Connection;
 use super::link::Link;
 use super::script::quote;
 use super::transfer::read_text;
-use super::wire::{Exec, Status, Wire};
+use super::wire::{Exec, Status, Wire, write};
 use super::{PutCache, TakeCache, TakeError, TakenCache};
 use crate::runtime::{Fault, Reason};
 
@@ -41,6 +41,9 @@ const ABSENT: &str = "preheat-absent ";
 
 /// Where transfers unpack, from the user's home: a name begins so.
 const FOLDERS: &str = ".preheat/cache-";
+
+/// The word for it.
+const PLACE: &[u8] = b"place\n";
 
 const PUT: &str = "restore cache";
 const TAKE: &str = "save cache";
@@ -58,26 +61,26 @@ async fn put_whole(on: &Connection, put: &PutCache) -> Result<u64, Fault> {
     let _turn = wire.take_turn().await;
     // Of its own: what a connection that was lost may still write is nobody's.
     let folder = format!("{FOLDERS}{}", uuid::Uuid::new_v4().simple());
-    let exec = wire.open(&in_sh(&unpack_script(&folder))).await?;
-    match send(wire, exec, &put.tar).await {
-        Ok(bytes) => run(wire, &place_script(&folder, &put.paths)).await.map(|()| bytes),
-        Err(fault) => {
-            // What came of it would take the room of what the steps make.
-            if !wire.is_lost() {
-                run(wire, &format!("cd -- \"$HOME\" && {}", remove_script())).await.ok();
-            }
-            Err(fault)
-        }
-    }
+    // It is up by the time that it is told what became of the transfer.
+    let placing = wire.open(&in_sh(&place_script(&folder, &put.paths))).await?;
+    let unpacking = wire.open(&in_sh(&unpack_script(&folder))).await?;
+    let sent = send(wire, unpacking, &put.tar).await;
+    let placed = tell(wire, placing, sent.is_ok()).await;
+    let bytes = sent?;
+    placed.map(|()| bytes)
 }
 
-/// Runs a script to its end.
-async fn run(wire: &Wire, script: &str) -> Result<(), Fault> {
-    let mut exec = wire.open(&in_sh(script)).await?;
-    exec.stdin = None;
-    let (out, err) = (exec.stdout.take(), exec.stderr.take());
+/// Tells what waits whether all of the cache is there, and sees it to its end.
+async fn tell(wire: &Wire, mut placing: Exec, whole: bool) -> Result<(), Fault> {
+    if let Some(mut stdin) = placing.stdin.take()
+        && whole
+    {
+        // One that is gone shows in its end.
+        write(&mut stdin, PLACE).await.ok();
+    }
+    let (out, err) = (placing.stdout.take(), placing.stderr.take());
     let (_, complaint) = wire.or_lost(async { tokio::join!(read_text(out), read_text(err)) }).await?;
-    ended(wire, exec.wait().await, PUT, &complaint).await
+    ended(wire, placing.wait().await, PUT, &complaint).await
 }
 
 fn unpack_script(folder: &str) -> String {
@@ -86,17 +89,21 @@ fn unpack_script(folder: &str) -> String {
     format!("cd -- \"$HOME\" && mkdir -p -- {folder} && cd -- {folder} && exec tar -x -p -o -f -")
 }
 
-/// Moves each path out of `folder` to its place. Where a folder is already, as in an image that brings one along, the cache's
-/// files are laid over it; anything else makes way.
+/// Waits for the word, then moves each path out of `folder` to its place. Where a folder is already, as in an image that
+/// brings one along, the cache's files are laid over it; anything else makes way. Without the word nothing is moved. What is
+/// left in the folder, and in those of transfers that broke off, would take the room of what the steps make; mostly it is
+/// nothing, and a process is dear in an emulated guest.
 fn place_script(folder: &str, paths: &[String]) -> String {
-    let mut text = String::from(
-        "place() {\n\
+    let mut text = format!(
+        "clear() {{ rm -rf ./{FOLDERS}* 2>/dev/null || {{ chmod -R u+rwx ./{FOLDERS}*; rm -rf ./{FOLDERS}*; }}; }}\n\
+         place() {{\n\
          if [ ! -e \"$2\" ] && [ ! -L \"$2\" ]; then mv -- \"$1\" \"$2\"\n\
-         elif [ -d \"$1\" ] && [ ! -L \"$1\" ] && [ -d \"$2\" ]; then\n\
+         elif [ -d \"$1\" ] && [ ! -L \"$1\" ] && [ -d \"$2\" ]; then left=1\n\
          (cd -P -- \"$1\" && tar -c -f - .) | (cd -- \"$2\" && tar -x -p -o -f -)\n\
          else rm -rf -- \"$2\" && mv -- \"$1\" \"$2\"; fi\n\
-         }\n\
-         cd -- \"$HOME\" || exit 1\nrc=0\n",
+         }}\n\
+         cd -- \"$HOME\" || exit 1\nrc=0 left= word=\nread -r word\n\
+         [ \"$word\" = place ] || {{ clear; exit 1; }}\n"
     );
     for path in paths {
         let (from, to) = (quote(&format!("./{folder}/{path}")), quote(&format!("./{path}")));
@@ -111,14 +118,8 @@ fn place_script(folder: &str, paths: &[String]) -> String {
             "if {direct}{{ [ -e {from} ] || [ -L {from} ]; }}; then {above}place {from} {to} || rc=1; fi\n"
         );
     }
-    text += &format!("{}\nexit $rc\n", remove_script());
+    text += "[ -z \"$left\" ] && [ $rc = 0 ] || clear\nexit $rc\n";
     text
-}
-
-/// Removes the folders of transfers, those that broke off among them. Caches hold folders that nobody may write to.
-fn remove_script() -> String {
-    let all = format!("./{FOLDERS}*");
-    format!("rm -rf {all} 2>/dev/null || {{ chmod -R u+rwx {all}; rm -rf {all}; }}")
 }
 
 /// The folders above `path` in `folder`, quoted.

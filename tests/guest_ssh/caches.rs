@@ -67,15 +67,20 @@ fn same(one: &Path, other: &Path) {
     assert!(differ.status.success(), "{}", String::from_utf8_lossy(&differ.stdout));
 }
 
-/// What a guest has beside its caches is as it was: no folder of a transfer is left.
+/// What a guest has beside its caches is as it was: no file of a transfer is left.
 fn no_rest(sshd: &Sshd) {
-    let rest: Vec<PathBuf> = fs::read_dir(sshd.home().join(".preheat"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cache-")))
-        .collect();
+    let mut folders = vec![sshd.home().join(".preheat")];
+    let mut rest: Vec<PathBuf> = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(path);
+            } else if path.to_string_lossy().contains("/cache-") {
+                rest.push(path);
+            }
+        }
+    }
     assert_eq!(rest, Vec::<PathBuf>::new());
 }
 
