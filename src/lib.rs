@@ -3,6 +3,7 @@
 pub mod api;
 pub mod blocking;
 pub mod build;
+pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::build::spec::{BuildSpec, Step};
 use crate::config::{
-    Api, Builds, ByteSize, Config, Home, Host, Log, Network, Pool, RuntimeConfig, Stop, VerbDeadlines,
+    Api, Builds, ByteSize, Caches, Config, Home, Host, Log, Network, Pool, RuntimeConfig, Stop, VerbDeadlines,
 };
 
 /// A host with much room, and no pools.
@@ -46,6 +46,12 @@ pub fn config() -> Config {
             keep: 100,
             keep_age: Duration::from_secs(90 * 86400),
             keep_bytes: None,
+        },
+        caches: Caches {
+            bytes_max: ByteSize(1 << 30),
+            entry_max: ByteSize(1 << 20),
+            keep_age: Duration::from_secs(14 * 86400),
+            timeout: seconds(600),
         },
         stop: Stop { drain_timeout: seconds(10) },
         pools: BTreeMap::new(),
@@ -95,6 +101,7 @@ pub fn spec() -> BuildSpec {
         env: BTreeMap::new(),
         secrets: Vec::new(),
         artifacts: Vec::new(),
+        caches: Vec::new(),
         timeout: Duration::from_secs(3600),
         retries: 2,
     }

@@ -84,6 +84,14 @@ async fn every_route_answers() {
         let body: ErrorBody = sent(http.get(server.at(none))).await.json().await.expect("an error's shape");
         assert!(!body.error.message.is_empty(), "{none}");
     }
+    fake.caches.lock().expect("whole").push(common::cached("0a1b", "app"));
+    let list: CacheList = sent(http.get(server.at("/api/v1/caches"))).await.json().await.expect("a list");
+    assert_eq!(list.caches, [common::cached("0a1b", "app")]);
+    let removed: CacheEntryView =
+        sent(http.delete(server.at("/api/v1/caches/0a1b"))).await.json().await.expect("what was removed");
+    assert_eq!(removed.id, "0a1b");
+    let again = refused(http.delete(server.at("/api/v1/caches/0a1b"))).await;
+    assert_eq!(again, (404, "cache_unknown".to_owned()));
     let _: PoolList = sent(http.get(server.at("/api/v1/pools"))).await.json().await.expect("a list");
     let _: VmList = sent(http.get(server.at("/api/v1/vms"))).await.json().await.expect("a list");
     for (path, starts) in [("/healthz", "ok"), ("/readyz", "ready"), ("/metrics", "preheat_up 1")] {

@@ -1,5 +1,5 @@
 //! What an operator asks of the daemon as a whole, over HTTP and by the real program: how it is, to drain, to go on, to
-//! read its configuration anew.
+//! read its configuration anew, and which caches there are.
 
 mod common;
 
@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 
-use common::{Fake, LONG, Server, project};
+use common::{Fake, LONG, Server, cached, project};
 use preheat::api::token::Token;
-use preheat::api::wire::{ChangeView, DaemonState, ErrorBody, ReloadView, StatusView};
+use preheat::api::wire::{CacheList, ChangeView, DaemonState, ErrorBody, ReloadView, StatusView};
 use preheat::build::spec::BuildResult;
 use reqwest::{Client, RequestBuilder};
 
@@ -171,4 +171,43 @@ async fn a_reload_says_what_applies_how_and_names_every_mistake() {
     let ErrorBody { error } = serde_json::from_str(&out).expect("an error");
     assert_eq!((error.code.as_str(), error.mistakes), ("bad_config", mistakes.map(str::to_owned).to_vec()));
     assert_eq!(post(&server, "/api/v1/config/reload").await.status(), 422);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caches_are_listed_and_removed_by_name_by_project_or_all() {
+    let (fake, server, dir) = house().await;
+    let all = [("0a", "app"), ("0b", "app"), ("0c", "other\u{1b}[2J"), ("0d", "more")];
+    *fake.caches.lock().expect("whole") = all.map(|(id, project)| cached(id, project)).to_vec();
+    let left = || fake.caches.lock().expect("whole").iter().map(|c| c.id.clone()).collect::<Vec<_>>();
+    let (code, out, err) = preheat(&server, dir.path(), &["cache", "list"]).await;
+    assert_eq!(code, Some(0), "{err}");
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["CACHE", "PROJECT", "POOL", "SIZE", "SAVED", "USED", "KEY"]);
+    assert_eq!(
+        (lines[1][..5].to_vec(), lines[1].last()),
+        (vec!["0a", "app", "linux", "4.2", "kB"], Some(&"app-key"))
+    );
+    assert!(lines.len() == 5 && !out.contains('\u{1b}'), "{out}");
+    let (_, out, _) = preheat(&server, dir.path(), &["cache", "list", "--project", "app", "--json"]).await;
+    assert_eq!(
+        serde_json::from_str::<CacheList>(&out).expect("a list").caches,
+        [cached("0a", "app"), cached("0b", "app")]
+    );
+
+    let (code, _, err) = preheat(&server, dir.path(), &["cache", "remove", "0d"]).await;
+    assert_eq!((code, err.as_str()), (Some(0), "1 cache(s) removed, 4.2 kB\n"));
+    let (code, _, err) = preheat(&server, dir.path(), &["cache", "remove", "0d"]).await;
+    assert_eq!(code, Some(2), "{err}");
+    assert!(
+        err.contains("there is no cache `0d`") && err.contains("`preheat cache list` lists them"),
+        "{err}"
+    );
+    let (code, out, _) =
+        preheat(&server, dir.path(), &["cache", "remove", "--project", "app", "--json"]).await;
+    assert_eq!((code, left()), (Some(0), vec!["0c".to_owned()]));
+    assert_eq!(serde_json::from_str::<CacheList>(&out).expect("a list").caches.len(), 2);
+    preheat(&server, dir.path(), &["cache", "remove", "--all"]).await;
+    assert_eq!(left(), Vec::<String>::new());
+    let (code, _, err) = preheat(&server, dir.path(), &["cache", "remove"]).await;
+    assert_eq!(code, Some(2), "all of them only when that is said: {err}");
 }

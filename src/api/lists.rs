@@ -1,4 +1,4 @@
-//! The short answers: builds, their traces, pools, VMs, health, metrics.
+//! The short answers: builds, their traces, caches, pools, VMs, health, metrics.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::error::{ApiError, Reply};
 use super::query;
 use super::routes::App;
-use super::wire::{BuildList, PoolList, VmList};
+use super::wire::{BuildList, CacheList, PoolList, VmList};
 
 /// A path's one part, with our own shape for what is wrong with it.
 pub type IdPath = Result<Path<String>, PathRejection>;
@@ -45,6 +45,17 @@ pub async fn cancel(State(app): State<App>, path: IdPath) -> Reply {
     let id = id_of(path)?;
     app.service.cancel(id).await?;
     Ok((StatusCode::ACCEPTED, Json(app.service.build(id).await?)).into_response())
+}
+
+/// `GET /api/v1/caches`
+pub async fn caches(State(app): State<App>) -> Response {
+    Json(CacheList { caches: app.service.caches() }).into_response()
+}
+
+/// `DELETE /api/v1/caches/{id}`: what was removed.
+pub async fn remove_cache(State(app): State<App>, path: IdPath) -> Reply {
+    let Path(id) = path.map_err(|e| ApiError::malformed(e.body_text()))?;
+    Ok(Json(app.service.remove_cache(&id).await?).into_response())
 }
 
 /// `GET /api/v1/pools`

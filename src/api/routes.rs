@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +60,8 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/builds/{id}/trace.json", get(lists::trace))
         .route("/api/v1/builds/{id}/artifacts", get(artifacts::list))
         .route("/api/v1/builds/{id}/artifacts/{*path}", get(artifacts::download))
+        .route("/api/v1/caches", get(lists::caches))
+        .route("/api/v1/caches/{id}", delete(lists::remove_cache))
         .route("/api/v1/pools", get(lists::pools))
         .route("/api/v1/vms", get(lists::vms))
         .route("/api/v1/status", get(manage::status))
@@ -80,7 +82,7 @@ pub fn router(app: App) -> Router {
 
 async fn unknown(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at `{}`", uri.path()))
-        .hint("the API is below /api/v1: builds, pools, vms, status")
+        .hint("the API is below /api/v1: builds, caches, pools, vms, status")
 }
 
 async fn method_refused(method: Method, uri: Uri) -> ApiError {

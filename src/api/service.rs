@@ -6,7 +6,9 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
 use super::timeline::ChromeTrace;
-use super::wire::{BuildView, ErrorView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView};
+use super::wire::{
+    BuildView, CacheEntryView, ErrorView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
+};
 use crate::ids::BuildId;
 
 /// A place in the daemon for one build, held while its source is received. Dropped, it is given back.
@@ -52,6 +54,9 @@ pub enum Refused {
     /// No such artifact.
     #[error("build {id} has no artifact `{path}`")]
     ArtifactUnknown { id: BuildId, path: String },
+    /// No such cache.
+    #[error("there is no cache `{0}`")]
+    CacheUnknown(String),
     /// Too late to cancel.
     #[error("build {0} is over: its result stands, and it cannot be cancelled any more")]
     BuildOver(BuildId),
@@ -74,6 +79,7 @@ impl Refused {
             Self::BadConfig { .. } => "bad_config",
             Self::BuildUnknown(_) => "build_unknown",
             Self::ArtifactUnknown { .. } => "artifact_unknown",
+            Self::CacheUnknown(_) => "cache_unknown",
             Self::BuildOver(_) => "build_over",
             Self::Internal(_) => "internal",
         }
@@ -95,6 +101,7 @@ impl Refused {
             ),
             Self::BuildUnknown(_) => Some("`preheat builds` lists them".into()),
             Self::ArtifactUnknown { id, .. } => Some(format!("`preheat artifacts {id}` lists them")),
+            Self::CacheUnknown(_) => Some("`preheat cache list` lists them".into()),
             Self::BuildOver(_) => None,
             Self::Internal(_) => Some("the daemon's log says more".into()),
         }
@@ -111,7 +118,7 @@ impl Refused {
             | Self::DiskTooSmall { .. } => Vec::new(),
             Self::PoolUnknown { .. } | Self::BadSpec { .. } | Self::BadSource { .. } => Vec::new(),
             Self::BuildUnknown(_) | Self::ArtifactUnknown { .. } | Self::BuildOver(_) => Vec::new(),
-            Self::Internal(_) => Vec::new(),
+            Self::CacheUnknown(_) | Self::Internal(_) => Vec::new(),
         };
         ErrorView { code: self.code().into(), message: self.to_string(), hint: self.hint(), mistakes }
     }
@@ -156,6 +163,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// The file of an artifact on this host.
     fn artifact<'a>(&'a self, id: BuildId, path: &'a str) -> BoxFuture<'a, Result<PathBuf, Refused>>;
+
+    /// Every cache, the last used first.
+    fn caches(&self) -> Vec<CacheEntryView>;
+
+    /// Removes a cache.
+    fn remove_cache<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<CacheEntryView, Refused>>;
 
     /// Every pool.
     fn pools(&self) -> Vec<PoolView>;

@@ -31,6 +31,9 @@ pub struct SubmitSpec {
     /// Replaces the project's globs when it is not empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
+    /// Replaces the project's when it is given; an empty list is no cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caches: Option<Vec<CacheSpec>>,
     #[serde(with = "human::option", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,6 +111,19 @@ pub struct StepSpec {
     pub retries: Option<u16>,
 }
 
+/// One cache, in a submission and in `.preheat.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheSpec {
+    /// With values between braces: `pods-{{ hash 'Podfile.lock' }}`.
+    pub key: String,
+    /// Beginnings of keys that will do where the key has no entry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restore_keys: Vec<String>,
+    /// Relative to the source's root, or below the user's home with `~/`.
+    pub paths: Vec<String>,
+}
+
 /// Where a build is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -135,7 +151,7 @@ pub enum Claim {
 /// A stretch of a build's time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseView {
-    /// `queue`, `probe`, `source`, `step`, `artifacts`, `teardown`, `upload`.
+    /// `queue`, `probe`, `source`, `cache_restore`, `step`, `artifacts`, `cache_save`, `teardown`, `upload`.
     pub phase: String,
     /// The step's name, where the phase is a step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -189,6 +205,117 @@ pub struct BuildView {
     pub finished_ms: Option<UnixMillis>,
     pub phases: Vec<PhaseView>,
     pub artifacts: Vec<ArtifactView>,
+    /// What became of its caches, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<CacheView>,
+}
+
+/// What became of one cache of a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheView {
+    /// With its values.
+    pub key: String,
+    pub restore: CacheRestore,
+    /// The key of what was restored, where it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Of what was restored, and how long that took.
+    #[serde(default)]
+    pub bytes: u64,
+    #[serde(default)]
+    pub took_ms: u64,
+    /// Present when it had to be saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<CacheSavedView>,
+}
+
+/// How a cache was saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheSavedView {
+    pub result: CacheSave,
+    #[serde(default)]
+    pub bytes: u64,
+    #[serde(default)]
+    pub took_ms: u64,
+    /// Why it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// How a cache was restored: also a label of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheRestore {
+    /// Its key had an entry.
+    Hit,
+    /// One of its `restore_keys` had.
+    Prefix,
+    /// Nothing had.
+    Miss,
+    /// There was something, and it could not be restored.
+    Failed,
+}
+
+impl CacheRestore {
+    /// Every way.
+    pub const ALL: [Self; 4] = [Self::Hit, Self::Prefix, Self::Miss, Self::Failed];
+
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Prefix => "prefix",
+            Self::Miss => "miss",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What became of a cache that had to be saved: also a label of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheSave {
+    Saved,
+    /// Another build was first.
+    Present,
+    /// It was not.
+    Failed,
+}
+
+impl CacheSave {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Saved, Self::Present, Self::Failed];
+
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Saved => "saved",
+            Self::Present => "present",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// `GET /api/v1/caches`, the last used first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheList {
+    pub caches: Vec<CacheEntryView>,
+}
+
+/// A cache that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheEntryView {
+    pub id: String,
+    pub project: String,
+    pub pool: String,
+    pub key: String,
+    pub paths: Vec<String>,
+    pub bytes: u64,
+    pub saved_ms: UnixMillis,
+    /// When it was restored last; when it was saved, where it was not.
+    pub used_ms: UnixMillis,
+    /// The build that saved it.
+    pub build: BuildId,
 }
 
 /// `GET /api/v1/builds/{id}/artifacts`.

@@ -8,10 +8,11 @@ use std::time::Duration;
 use ractor::rpc::CallResult;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use secrecy::SecretString;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::caching::CacheRoom;
 use super::live::{LiveBuild, LiveBuilds};
 use super::log::{LogHead, LogWriter};
 use super::phases::Stopwatch;
@@ -23,6 +24,7 @@ use super::spec::BuildResult;
 use super::state::{self, Budget, Effect, Event, Outcome, State};
 use crate::api::service::Ticket;
 use crate::api::wire::Claim;
+use crate::cache::shelf::Shelf;
 use crate::clock::UnixMillis;
 use crate::config::{Config, Live};
 use crate::ids::BuildId;
@@ -60,6 +62,7 @@ pub struct BuildContext {
     pub store: Store,
     pub chronicle: Chronicle,
     pub live: LiveBuilds,
+    pub caches: Shelf,
     /// Told when a build has something to deliver.
     pub uploads: Arc<dyn Fn() + Send + Sync>,
 }
@@ -277,7 +280,9 @@ impl BuildLife {
 
     /// Whoever asked in time is told so when the request is on disk: a restart of the daemon does not lose it then.
     fn cancel_asked(&mut self, me: &ActorRef<BuildMessage>, reply: RpcReplyPort<bool>) {
-        if !state::can_be_cancelled(&self.state) {
+        if self.record.verdict.is_some() || !state::can_be_cancelled(&self.state) {
+            // It may still save caches, which is not worth the VM of somebody who waits for its end.
+            self.cancel.cancel();
             reply.send(false).ok();
             return;
         }
@@ -342,6 +347,7 @@ impl BuildLife {
             source: config.home.spool().join(&self.record.source),
             artifacts: artifacts_path(config, self.record.id),
             artifacts_max: config.builds.artifacts_max.0,
+            caches: self.cache_room(config),
             secrets: self.secrets.clone(),
             log,
             log_path: log_path(config, self.record.id),
@@ -357,6 +363,16 @@ impl BuildLife {
             let outcome = pipeline::work(work, report).await;
             me.cast(BuildMessage::WorkEnded(outcome)).ok();
         })));
+    }
+
+    fn cache_room(&self, config: &Config) -> CacheRoom {
+        CacheRoom {
+            build: self.record.id,
+            shelf: self.context.caches.clone(),
+            bounds: config.caches.clone(),
+            home: config.home.path().to_owned(),
+            disk_free_min: config.host.disk_free_min.0,
+        }
     }
 
     fn progress(&mut self, progress: Progress) {
@@ -386,6 +402,26 @@ impl BuildLife {
                 self.record.artifacts = artifacts;
                 self.announce();
             }
+            Progress::CachesRestored(caches) => {
+                self.record.caches = caches;
+                self.announce();
+            }
+            Progress::Succeeded { kept } => self.succeeded(kept),
+            Progress::CachesSaved(saved) => {
+                for (key, saved) in saved {
+                    let cache = self.record.caches.iter_mut().find(|cache| cache.key == key);
+                    cache.into_iter().for_each(|cache| cache.saved = Some(saved.clone()));
+                }
+                self.announce();
+            }
+        }
+    }
+
+    /// What is left is to save caches, and no crash in it runs the build again. Who cancelled before was told that it ends so.
+    fn succeeded(&mut self, kept: oneshot::Sender<Written>) {
+        if !self.record.cancel_asked {
+            self.record.verdict = Some(Verdict { result: BuildResult::Success, reason: None });
+            kept.send(self.announce()).ok();
         }
     }
 
@@ -440,6 +476,7 @@ impl BuildLife {
         let pause = jitter::backoff(RETRY_PAUSE, RETRY_PAUSE_MAX, failures, jitter::next());
         self.record.running = false;
         self.record.artifacts.clear();
+        self.record.caches.clear();
         self.record.place = None;
         self.dead_vms = 0;
         self.announce();

@@ -11,13 +11,14 @@ use secrecy::SecretString;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::caching::{self, CacheRoom};
 use super::log::{self, LogItem, LogWriter};
 use super::place::{self, Doing, Place};
 use super::recorder::Written;
 use super::redact::Redactor;
 use super::spec::{BuildResult, BuildSpec, Step};
 use super::state::Outcome;
-use crate::api::wire::{ArtifactView, LogStream};
+use crate::api::wire::{ArtifactView, CacheSavedView, CacheView, LogStream};
 use crate::blocking;
 use crate::clock::{Deadline, UnixMillis};
 use crate::guest::{Bounds, Channel, Ended, Line, Script, Stream, Take, TakeError, WORK_DIR};
@@ -48,6 +49,7 @@ pub struct Work {
     /// The folder that holds the artifacts when the work is done.
     pub artifacts: PathBuf,
     pub artifacts_max: u64,
+    pub caches: CacheRoom,
     pub secrets: Arc<BTreeMap<String, SecretString>>,
     pub log: LogWriter,
     /// The log's file: it says how far the outputs of a run were read.
@@ -75,6 +77,13 @@ pub enum Progress {
         exit_code: Option<i32>,
     },
     Artifacts(Vec<ArtifactView>),
+    CachesRestored(Vec<CacheView>),
+    /// Everything has succeeded, and that stands when it is on disk. Not answered where a cancel came before.
+    Succeeded {
+        kept: oneshot::Sender<Written>,
+    },
+    /// By their keys.
+    CachesSaved(Vec<(String, CacheSavedView)>),
 }
 
 /// Why the work ended early.
@@ -106,6 +115,9 @@ pub async fn work(work: Work, report: impl Fn(Progress)) -> Outcome {
         done = attempt.phases() => done,
         fault = lost => Err(fault.into()),
     };
+    if done.is_ok() {
+        caching::save(&work, &report).await;
+    }
     let outcome = match done {
         Ok(()) => Outcome::Verdict(BuildResult::Success, None),
         Err(Stop::Verdict(result, why)) => Outcome::Verdict(result, Some(why)),
@@ -130,7 +142,15 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         let (work, report) = (self.work, self.report);
         let mut again = work.from.as_ref().map(|place| place.doing.clone());
         if again.is_none() {
+            let caches = caching::seek(work);
             self.bring_source().await?;
+            if let Some(caches) = caches {
+                report(Progress::Began { phase: "cache_restore", step: None });
+                let restoring = caching::restore(work, caches, self.deadline);
+                let restored = until_cancelled(work, self.deadline, restoring).await?;
+                report(Progress::Ended { exit_code: None });
+                report(Progress::CachesRestored(restored));
+            }
         }
         let first = match &again {
             Some(Doing::Step { index, .. }) => *index,

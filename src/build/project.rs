@@ -11,7 +11,14 @@
 //! retries = 1
 //! include_git = false        # whether .git is sent along
 //! env = { CI = "true" }
+//!
+//! [[caches]]
+//! key = "pods-{{ hash 'Podfile.lock' }}"
+//! restore_keys = ["pods-"]
+//! paths = ["Pods", "~/.cocoapods"]
 //! ```
+
+pub(in crate::build) mod caches;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,7 +28,7 @@ use config::{Value, ValueKind};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::spec::{BuildSpec, Step};
-use crate::api::wire::{StepSpec, SubmitSpec};
+use crate::api::wire::{CacheSpec, StepSpec, SubmitSpec};
 use crate::config::found::{Refusal, count, plain, shown_text, variable_text, within};
 use crate::config::limits::{self as bound, Bound};
 use crate::config::mistake::{Mistake, Mistakes, Origin};
@@ -48,6 +55,7 @@ pub struct ProjectFile {
     /// Names; whoever submits the build gives the values.
     pub secrets: Vec<String>,
     pub artifacts: Vec<String>,
+    pub caches: Vec<CacheSpec>,
     pub timeout: Option<Duration>,
     pub retries: Option<u16>,
     /// Whether `.git` is part of the source.
@@ -122,6 +130,7 @@ fn project(mut s: Section<'_>) -> Option<ProjectFile> {
     let env = env(s.table("env"));
     let secrets = s.list("secrets", VARIABLE, variable_name);
     let artifacts = s.list("artifacts", GLOB, glob);
+    let caches = caches::read(&mut s);
     let timeout = s.duration_if("timeout", &bound::BUILD_TIMEOUT);
     let retries = retries(&mut s, &bound::RETRIES);
     let include_git = s.flag_if("include_git");
@@ -133,6 +142,7 @@ fn project(mut s: Section<'_>) -> Option<ProjectFile> {
         env: env?,
         secrets: secrets?,
         artifacts: artifacts?,
+        caches: caches?,
         timeout: timeout?,
         retries: retries?,
         include_git: include_git?.unwrap_or(false),
@@ -267,7 +277,8 @@ fn variable_value(text: &str) -> Result<(), Refusal> {
     if text.contains('\0') { Err(Refusal::says("found a value with a NUL byte in it")) } else { Ok(()) }
 }
 
-/// Makes a complete build: the request over the project over the daemon's defaults.
+/// Makes a complete build: the request over the project over the daemon's defaults. The keys of its caches are still as they
+/// were written: [`crate::cache::keys::settle`] makes them keys.
 ///
 /// # Errors
 /// A pool that is not there, or every mistake.
@@ -297,6 +308,7 @@ pub fn merge(
     let (Some(pool), true) = (pool, mistakes.is_empty()) else { return Err(Mistakes(mistakes).into()) };
     let name = request.project.clone().or(project.project).unwrap_or_else(|| tidy_name(fallback_name));
     let artifacts = if request.artifacts.is_empty() { project.artifacts } else { request.artifacts.clone() };
+    let caches = request.caches.clone().unwrap_or(project.caches);
     let spec = BuildSpec {
         project: name,
         pool,
@@ -304,6 +316,7 @@ pub fn merge(
         env,
         secrets: secrets.0.keys().cloned().collect(),
         artifacts,
+        caches: caches::complete(caches),
         timeout,
         retries: request.retries.or(project.retries).unwrap_or(defaults.retries),
     };
@@ -358,6 +371,7 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
     };
     check("steps".into(), "", "", long(request.steps.len(), bound::STEPS_MAX));
     check("artifacts".into(), "", "", long(request.artifacts.len(), bound::ARTIFACTS_PER_BUILD_MAX));
+    found.extend(caches::check(request.caches.as_deref().unwrap_or_default()));
     found
 }
 

@@ -94,6 +94,11 @@ fn the_example_in_the_documentation_is_a_project() {
             env: BTreeMap::from([("CI".into(), "true".into())]),
             secrets: vec!["MATCH_PASSWORD".into()],
             artifacts: vec!["build/**/*.ipa".into()],
+            caches: vec![CacheSpec {
+                key: "pods-{{ hash 'Podfile.lock' }}".into(),
+                restore_keys: vec!["pods-".into()],
+                paths: vec!["Pods".into(), "~/.cocoapods".into()],
+            }],
             timeout: Some(60 * MINUTE),
             retries: Some(1),
             include_git: false,
@@ -109,7 +114,7 @@ fn every_mistake_of_a_project_is_told_at_once() {
     assert_eq!(
         ProjectFile::parse(text).expect_err("mistakes").to_string(),
         "\
-.preheat.toml:projct: unknown key, allowed are project, pool, steps, env, secrets, artifacts, timeout, retries, include_git (line 1)
+.preheat.toml:projct: unknown key, allowed are project, pool, steps, env, secrets, artifacts, caches, timeout, retries, include_git (line 1)
     hint: did you mean `project`?
 .preheat.toml:pool: found \"Linux\", allowed is the name of a pool (line 2)
 .preheat.toml:timeout: found 90, allowed is a duration from 100ms to 30days (a build needs some time, and must not hold a VM for ever) (line 3)

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::Cache;
 use crate::ids::PoolName;
 
 /// A complete build.
@@ -20,6 +21,9 @@ pub struct BuildSpec {
     pub secrets: Vec<String>,
     /// Globs relative to the source's root.
     pub artifacts: Vec<String>,
+    /// What it wants restored, and leaves for others. Journals of earlier daemons have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<Cache>,
     /// For the whole attempt, from the lease to the last artifact.
     #[serde(with = "crate::build::spec::human")]
     pub timeout: Duration,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use super::exit::EXIT_CODES;
+use crate::api::wire::CacheSpec;
 use crate::ids::BuildId;
 
 const EXAMPLES: &str = "\
@@ -125,6 +126,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List or remove what builds left for later ones: their caches.
+    Cache {
+        #[command(subcommand)]
+        command: CacheCommand,
+    },
     /// Show the pools: what is warm, who waits, what is wrong.
     Pool {
         /// Print JSON.
@@ -206,6 +212,36 @@ pub enum Command {
     },
 }
 
+/// `preheat cache ...`
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// List them, the last used first.
+    List {
+        /// Of this project only.
+        #[arg(long)]
+        project: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove some. A build that needs one makes it again.
+    #[command(group = clap::ArgGroup::new("which").required(true))]
+    Remove {
+        /// Their names in `preheat cache list`.
+        #[arg(value_name = "CACHE", group = "which")]
+        caches: Vec<String>,
+        /// All of this project.
+        #[arg(long, group = "which")]
+        project: Option<String>,
+        /// All of them.
+        #[arg(long, group = "which")]
+        all: bool,
+        /// Print what was removed as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// `preheat config ...`
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -260,6 +296,12 @@ pub struct Inputs {
     /// A secret variable; its value is taken from this command's environment. May be given again.
     #[arg(long = "secret", value_name = "NAME", value_parser = variable_name)]
     pub secrets: Vec<String>,
+    /// Folders that are kept for the next build with the same key; replaces the project's. May be given again.
+    #[arg(long = "cache", value_name = "KEY=PATH[,PATH..]", value_parser = cache)]
+    pub caches: Vec<CacheSpec>,
+    /// Restore and save nothing, whatever the project says.
+    #[arg(long, conflicts_with = "caches")]
+    pub no_cache: bool,
     /// For the whole build, as `90s` or `30m`.
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub timeout: Option<Duration>,
@@ -282,6 +324,7 @@ impl Command {
             | Self::Builds { json, .. }
             | Self::Artifacts { json, .. }
             | Self::Trace { json, .. }
+            | Self::Cache { command: CacheCommand::List { json, .. } | CacheCommand::Remove { json, .. } }
             | Self::Pool { json }
             | Self::Vms { json }
             | Self::Status { json }
@@ -294,6 +337,13 @@ impl Command {
             Self::Serve { .. } | Self::Cancel { .. } | Self::Ssh { .. } | Self::Config { .. } => false,
         }
     }
+}
+
+/// The last `=` parts the two: a glob in the key may have one.
+fn cache(text: &str) -> Result<CacheSpec, String> {
+    let (key, paths) = text.rsplit_once('=').ok_or("write KEY=PATH, or KEY=PATH,PATH")?;
+    let paths = paths.split(',').map(str::to_owned).collect();
+    Ok(CacheSpec { key: key.to_owned(), restore_keys: Vec::new(), paths })
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -329,6 +379,25 @@ mod tests {
         assert_eq!(run.inputs.steps, ["make", "test"]);
         assert_eq!(run.inputs.env, [("A".to_owned(), "b=c".to_owned())]);
         assert_eq!(run.inputs.timeout, Some(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn caches_are_named_by_flags_or_left_out() {
+        let run = |argv: &[&str]| {
+            let args =
+                Args::try_parse_from([&["preheat", "run", "."], argv].concat()).map_err(|e| e.to_string())?;
+            if let Command::Run(run) = args.command { Ok(run.inputs) } else { Err("not run".to_owned()) }
+        };
+        let inputs = run(&["--cache", "k-{{ hash 'a=b' }}=Pods,~/.pods", "--cache=x=y"]).expect("right");
+        assert_eq!(inputs.caches[0].key, "k-{{ hash 'a=b' }}");
+        assert_eq!(inputs.caches[0].paths, ["Pods", "~/.pods"]);
+        assert_eq!(inputs.caches.len(), 2);
+        assert!(run(&["--no-cache"]).expect("right").no_cache);
+        assert!(run(&["--no-cache", "--cache=x=y"]).is_err() && run(&["--cache=x"]).is_err());
+        let remove = |argv: &str| Args::try_parse_from(argv.split(' ')).is_ok();
+        assert!(remove("preheat cache remove a b") && remove("preheat cache remove --all"));
+        assert!(remove("preheat cache remove --project p --json"));
+        assert!(!remove("preheat cache remove") && !remove("preheat cache remove --all a"));
     }
 
     #[test]

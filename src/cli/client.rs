@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 use crate::api::token::Token;
-use crate::api::wire::{BuildView, ErrorBody, ErrorView, StatusView, SubmitSpec};
+use crate::api::wire::{BuildView, CacheEntryView, ErrorBody, ErrorView, StatusView, SubmitSpec};
 use crate::ids::BuildId;
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -171,6 +171,15 @@ impl Client {
     /// When that is too late, or there is no answer.
     pub async fn cancel(&self, id: BuildId) -> Result<BuildView, Failure> {
         let request = self.request(Method::DELETE, &["api", "v1", "builds", &id.to_string()]).timeout(SHORT);
+        self.send(request).await?.json().await.map_err(|e| self.unreachable(&e))
+    }
+
+    /// Removes a cache.
+    ///
+    /// # Errors
+    /// When there is none, or no answer.
+    pub async fn remove_cache(&self, id: &str) -> Result<CacheEntryView, Failure> {
+        let request = self.request(Method::DELETE, &["api", "v1", "caches", id]).timeout(SHORT);
         self.send(request).await?.json().await.map_err(|e| self.unreachable(&e))
     }
 

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod artifacts;
+pub mod cache;
 pub mod client;
 pub mod configuration;
 pub mod doctor;
@@ -96,6 +97,7 @@ async fn ask(args: Args) -> Result<Exit, Problem> {
         Command::Cancel { build } => lists::cancel(&client, build).await,
         Command::Artifacts { build, out, json } => artifacts::command(&client, build, out, json).await,
         Command::Trace { build, out, json } => trace::command(&client, build, out, json).await,
+        Command::Cache { command } => cache::command(&client, command).await,
         Command::Pool { json } => lists::pools(&client, json).await,
         Command::Vms { json } => lists::vms(&client, json).await,
         Command::Status { json } => operate::status(&client, json).await,

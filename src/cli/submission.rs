@@ -58,6 +58,7 @@ fn described(inputs: &Inputs) -> SubmitSpec {
         env: inputs.env.iter().cloned().collect(),
         secrets: SecretValues::default(),
         artifacts: inputs.artifacts.clone(),
+        caches: (inputs.no_cache || !inputs.caches.is_empty()).then(|| inputs.caches.clone()),
         timeout: inputs.timeout,
         retries: inputs.retries,
     }

@@ -1,7 +1,7 @@
 //! What differs between two configurations, and what it takes to apply it. Every field is taken apart by name, so that a new
 //! key does not compile until somebody has decided.
 
-use super::{Api, Builds, Config, Host, Log, Network, Pool, RuntimeConfig, Stop, VerbDeadlines};
+use super::{Api, Builds, Caches, Config, Host, Log, Network, Pool, RuntimeConfig, Stop, VerbDeadlines};
 use crate::ids::PoolName;
 
 /// What it takes to apply a change.
@@ -82,7 +82,7 @@ impl Changes {
 pub fn diff(old: &Config, new: &Config) -> Changes {
     use Applies::{Live, Restart};
     let mut changes = Changes::default();
-    let Config { home, host, runtime, api, builds, stop, pools, uploads, log } = old;
+    let Config { home, host, runtime, api, builds, caches, stop, pools, uploads, log } = old;
     changes.note("", "home", (home, &new.home), Restart);
     of_host(&mut changes, host, &new.host);
     of_runtime(&mut changes, runtime, &new.runtime);
@@ -91,6 +91,7 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     changes.note("api", "source_max", (source_max, &new.api.source_max), Live);
     changes.note("api", "token_file", (token_file, &new.api.token_file), Restart);
     of_builds(&mut changes, builds, &new.builds);
+    of_caches(&mut changes, caches, &new.caches);
     let Stop { drain_timeout } = stop;
     changes.note("stop", "drain_timeout", (drain_timeout, &new.stop.drain_timeout), Live);
     changes.note("", "upload", (uploads, &new.uploads), Live);
@@ -172,6 +173,14 @@ fn of_builds(changes: &mut Changes, old: &Builds, new: &Builds) {
     changes.note("builds", "keep", (keep, &new.keep), Applies::Live);
     changes.note("builds", "keep_age", (keep_age, &new.keep_age), Applies::Live);
     changes.note("builds", "keep_bytes", (keep_bytes, &new.keep_bytes), Applies::Live);
+}
+
+fn of_caches(changes: &mut Changes, old: &Caches, new: &Caches) {
+    let Caches { bytes_max, entry_max, keep_age, timeout } = old;
+    changes.note("caches", "bytes_max", (bytes_max, &new.bytes_max), Applies::Live);
+    changes.note("caches", "entry_max", (entry_max, &new.entry_max), Applies::Live);
+    changes.note("caches", "keep_age", (keep_age, &new.keep_age), Applies::Live);
+    changes.note("caches", "timeout", (timeout, &new.timeout), Applies::Live);
 }
 
 /// What a VM is made of needs new VMs; what is decided about VMs is live.

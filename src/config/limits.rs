@@ -122,7 +122,7 @@ pub const ARTIFACTS_MAX: Bound = bytes(MIB, TIB, "artifacts must fit on the disk
 /// `builds.keep`
 pub const KEEP: Bound =
     count(1, 100_000, "the last build is always kept, and each one kept takes disk space");
-/// `builds.keep_age`, `log.vm_keep_age`
+/// `builds.keep_age`, `caches.keep_age`, `log.vm_keep_age`
 pub const KEEP_AGE: Bound =
     millis(HOUR, 10 * YEAR, "what just ended is asked for, and nothing is kept for ever");
 /// `runtime.image_keep_age`
@@ -130,6 +130,14 @@ pub const IMAGE_KEEP_AGE: Bound =
     millis(DAY, 10 * YEAR, "an image is pulled for hours, and the program counts its age in days");
 /// `builds.keep_bytes`
 pub const KEEP_BYTES: Bound = bytes(MIB, 1024 * TIB, "the last build is always kept, and no disk has more");
+/// `caches.bytes_max`
+pub const CACHES_BYTES_MAX: Bound = bytes(0, 1024 * TIB, "0 B saves no cache, and no disk has more");
+/// `caches.entry_max`
+pub const CACHE_ENTRY_MAX: Bound =
+    bytes(KIB, TIB, "an empty folder takes some bytes, and it must fit on the disk");
+/// `caches.timeout`
+pub const CACHES_TIMEOUT: Bound =
+    millis(SECOND, 2 * HOUR, "a cache needs some time, and a build holds its VM meanwhile");
 /// `log.vm_keep`
 pub const VM_KEEP: Bound =
     count(1, 100_000, "the last one is always kept, and each one kept takes disk space");
@@ -200,3 +208,15 @@ pub const VARIABLE_NAME_BYTES_MAX: usize = 256;
 pub const VARIABLE_VALUE_BYTES_MAX: usize = 64 << 10;
 /// Artifact globs of one build.
 pub const ARTIFACTS_PER_BUILD_MAX: usize = 256;
+/// Caches of one build: each costs the guest a few processes.
+pub const CACHES_MAX: usize = 16;
+/// Paths of one cache; they are part of a command.
+pub const CACHE_PATHS_MAX: usize = 32;
+/// The longest path of a cache: thirty-two of them fit into a command.
+pub const CACHE_PATH_BYTES_MAX: usize = 512;
+/// Beginnings of keys that one cache falls back to.
+pub const RESTORE_KEYS_MAX: usize = 10;
+/// Globs in the keys of all caches of one build: each is held against every name of a source.
+pub const CACHE_GLOBS_MAX: usize = 64;
+/// The longest key, its values in it: it is a line of the log.
+pub const CACHE_KEY_BYTES_MAX: usize = 512;

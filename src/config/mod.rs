@@ -67,6 +67,10 @@ impl Home {
     pub fn builds(&self) -> PathBuf {
         self.0.join("builds")
     }
+    /// What builds left for the next ones of their projects.
+    pub fn caches(&self) -> PathBuf {
+        self.0.join("caches")
+    }
     /// What `tart run` printed, one file a VM.
     pub fn vm_logs(&self) -> PathBuf {
         self.0.join("logs").join("vms")
@@ -89,6 +93,7 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     pub api: Api,
     pub builds: Builds,
+    pub caches: Caches,
     pub stop: Stop,
     pub pools: BTreeMap<PoolName, Pool>,
     pub uploads: Vec<Upload>,
@@ -166,6 +171,19 @@ pub struct Builds {
     pub keep_age: Duration,
     /// All of them together; `None` does not bound them.
     pub keep_bytes: Option<ByteSize>,
+}
+
+/// What builds leave for the next ones of their projects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caches {
+    /// All of them together; 0 saves none.
+    pub bytes_max: ByteSize,
+    /// One of them.
+    pub entry_max: ByteSize,
+    /// One that was not restored for longer goes.
+    pub keep_age: Duration,
+    /// For all that one build restores, and again for all that it saves.
+    pub timeout: Duration,
 }
 
 /// How the daemon ends.

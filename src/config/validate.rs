@@ -13,7 +13,8 @@ use super::mistake::Mistakes;
 use super::rules::{self, Folders};
 use super::walk::{Findings, Section, Walk};
 use super::{
-    Api, Builds, Config, Home, Host, Log, RuntimeConfig, Stop, Upload, UploadSink, VerbDeadlines, pools,
+    Api, Builds, Caches, Config, Home, Host, Log, RuntimeConfig, Stop, Upload, UploadSink, VerbDeadlines,
+    pools,
 };
 
 /// The word for "no file" and "no script".
@@ -40,6 +41,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
     let runtime = runtime(root.table("runtime"), folders);
     let api = api(root.table("api"), folders);
     let builds = builds(root.table("builds"));
+    let caches = caches(root.table("caches"));
     let stop = stop(root.table("stop"));
     let log = log(root.table("log"));
     let (defaults, _) = root.raw_table("pool_defaults", "[pool_defaults]");
@@ -55,6 +57,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
         runtime: runtime?,
         api: api?,
         builds: builds?,
+        caches: caches?,
         stop: stop?,
         pools: pools?,
         uploads: uploads?,
@@ -178,6 +181,15 @@ fn builds(mut s: Section<'_>) -> Option<Builds> {
         keep_age: keep_age?,
         keep_bytes: keep_bytes?,
     })
+}
+
+fn caches(mut s: Section<'_>) -> Option<Caches> {
+    let bytes_max = s.size("bytes_max", &bound::CACHES_BYTES_MAX);
+    let entry_max = s.size("entry_max", &bound::CACHE_ENTRY_MAX);
+    let keep_age = s.duration("keep_age", &bound::KEEP_AGE);
+    let timeout = s.duration("timeout", &bound::CACHES_TIMEOUT);
+    s.end();
+    Some(Caches { bytes_max: bytes_max?, entry_max: entry_max?, keep_age: keep_age?, timeout: timeout? })
 }
 
 fn stop(mut s: Section<'_>) -> Option<Stop> {

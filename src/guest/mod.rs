@@ -1,6 +1,7 @@
 //! The port into a guest: what a VM's birth and a build need of it. `ssh` is the real one; `runtime::sim` brings its own.
 //! Nothing above this folder knows SSH, tar or a shell.
 
+mod cache;
 mod connection;
 mod follow;
 mod fresh;
@@ -149,6 +150,37 @@ pub enum TakeError {
     Guest(#[from] Fault),
 }
 
+/// A cache on its way into a guest.
+#[derive(Debug, Clone)]
+pub struct PutCache {
+    /// An uncompressed tar of this host, as a guest wrote it.
+    pub tar: PathBuf,
+    /// What of it comes to its place: relative to the user's home, in plain parts.
+    pub paths: Vec<String>,
+    pub deadline: Deadline,
+}
+
+/// A cache to be taken out of a guest.
+#[derive(Debug, Clone)]
+pub struct TakeCache {
+    /// Relative to the user's home, in plain parts.
+    pub paths: Vec<String>,
+    /// The file on the host that it is written to.
+    pub into: PathBuf,
+    pub bytes_max: u64,
+    pub deadline: Deadline,
+}
+
+/// A cache that was taken out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakenCache {
+    pub bytes: u64,
+    /// Lower-case hexadecimal.
+    pub sha256: String,
+    /// Those of the paths that were not there.
+    pub absent: Vec<String>,
+}
+
 /// Opens channels.
 pub trait Connector: Send + Sync + 'static {
     /// One attempt after the other until a full handshake and a command have been answered, or the deadline has passed.
@@ -223,6 +255,13 @@ pub trait Channel: Send + Sync {
     /// Leaves something in the guest that waits for what it will be given when it is resumed. Its state may be saved when
     /// the connection is closed.
     fn make_ready_to_resume(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>>;
+
+    /// Puts a cache to its places in the guest. With a fault what was there before is there still, as far as can be.
+    /// Returns the bytes sent.
+    fn put_cache<'a>(&'a self, put: &'a PutCache) -> BoxFuture<'a, Result<u64, Fault>>;
+
+    /// Takes a cache out, into one file. [`TakeError::Missing`] when none of its paths is there.
+    fn take_cache<'a>(&'a self, take: &'a TakeCache) -> BoxFuture<'a, Result<TakenCache, TakeError>>;
 
     /// Resolves when the guest can be reached no more: a connection that merely broke is opened again before that.
     fn lost(&self) -> BoxFuture<'static, Fault>;

@@ -13,8 +13,8 @@ use super::connection::{self, Connection};
 use super::follow::Follower;
 use super::link::Link;
 use super::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Position, Script, Take, TakeError, Taken, Target, fresh,
-    master, transfer,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, Take, TakeCache, TakeError,
+    Taken, TakenCache, Target, cache, fresh, master, transfer,
 };
 use crate::clock::Deadline;
 use crate::ids::RunId;
@@ -130,6 +130,14 @@ impl Channel for SshChannel {
             self.link.answered(limit, ask).await
         }
         .boxed()
+    }
+
+    fn put_cache<'a>(&'a self, put: &'a PutCache) -> BoxFuture<'a, Result<u64, Fault>> {
+        cache::put(&self.link, put).boxed()
+    }
+
+    fn take_cache<'a>(&'a self, take: &'a TakeCache) -> BoxFuture<'a, Result<TakenCache, TakeError>> {
+        cache::take(&self.link, take).boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

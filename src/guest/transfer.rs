@@ -68,7 +68,7 @@ pub(super) async fn read_all(wire: &Wire, exec: &mut Exec) -> Result<Answer, Fau
 }
 
 /// Reads a stream to its end and keeps its beginning as text.
-async fn read_text(stream: Option<impl AsyncRead + Unpin>) -> String {
+pub(super) async fn read_text(stream: Option<impl AsyncRead + Unpin>) -> String {
     String::from_utf8_lossy(&read_bytes(stream, ANSWER_BYTES_MAX).await).into_owned()
 }
 

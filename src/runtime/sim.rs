@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, pending};
+use sha2::Digest as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,8 @@ use super::{
 use crate::clock::Deadline;
 use crate::config::Network;
 use crate::guest::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Position, Script, Stream, Take, TakeError, Taken, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, Stream, Take, TakeCache,
+    TakeError, Taken, TakenCache, Target,
 };
 use crate::ids::RunId;
 
@@ -39,9 +41,11 @@ pub enum Step {
     Freshen,
     Probe,
     PutTree,
+    PutCache,
     Run,
     Attach,
     Take,
+    TakeCache,
     Kill,
     Stop,
     Delete,
@@ -580,6 +584,31 @@ impl Channel for SimChannel {
                 taken.push(Taken { path: glob.clone(), bytes: glob.len() as u64, sha256: "0".repeat(64) });
             }
             Ok(taken)
+        }
+        .boxed()
+    }
+
+    fn put_cache<'a>(&'a self, put: &'a PutCache) -> BoxFuture<'a, Result<u64, Fault>> {
+        async move {
+            self.alive(Step::PutCache, put.deadline.left()).await?;
+            let content = std::fs::read(&put.tar);
+            content.map(|content| content.len() as u64).map_err(|_| lost())
+        }
+        .boxed()
+    }
+
+    fn take_cache<'a>(&'a self, take: &'a TakeCache) -> BoxFuture<'a, Result<TakenCache, TakeError>> {
+        async move {
+            self.alive(Step::TakeCache, take.deadline.left()).await?;
+            let content = take.paths.join("\n");
+            let bytes = content.len() as u64;
+            if bytes > take.bytes_max {
+                return Err(TakeError::TooLarge { max: take.bytes_max });
+            }
+            std::fs::write(&take.into, &content).map_err(TakeError::Host)?;
+            let digest = sha2::Sha256::digest(content);
+            let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            Ok(TakenCache { bytes, sha256, absent: Vec::new() })
         }
         .boxed()
     }

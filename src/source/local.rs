@@ -13,6 +13,7 @@ use crate::blocking;
 use crate::build::archive::{self, ArchiveError, Limits};
 use crate::build::project::{self, Incomplete, ProjectFile};
 use crate::build::spec::BuildSpec;
+use crate::cache::keys::{self, Of, Unsettled};
 use crate::config::Config;
 use crate::config::mistake::Mistakes;
 
@@ -69,12 +70,30 @@ fn receive_blocking(config: &Config, request: &SubmitSpec, archive: &Path) -> Re
     let project = summary.project.as_deref().map(ProjectFile::parse).transpose().map_err(wrong)?;
     let fallback = summary.stripped.as_deref().unwrap_or(UNNAMED);
     let merged = project::merge(project, request, &config.builds, &config.pools, fallback);
-    let (spec, secrets) = merged.map_err(|incomplete| match incomplete {
+    let (mut spec, secrets) = merged.map_err(|incomplete| match incomplete {
         Incomplete::PoolUnknown { pool, known } => Refused::PoolUnknown { pool, known },
         Incomplete::Wrong(mistakes) => wrong(mistakes),
     })?;
+    settle_caches(config, request, &mut spec, &source.path)?;
     let secrets = secrets.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
     Ok(Received { spec, secrets, source })
+}
+
+/// The keys of its caches, from the source as it was accepted.
+fn settle_caches(
+    config: &Config,
+    request: &SubmitSpec,
+    spec: &mut BuildSpec,
+    source: &Path,
+) -> Result<(), Refused> {
+    let place = if request.caches.is_some() { "request" } else { project::FILE_NAME };
+    let image = config.pools.get(&spec.pool).map_or("", |pool| pool.image.as_str());
+    let BuildSpec { caches, pool, env, .. } = spec;
+    let of = Of { pool: pool.as_str(), image, env, place };
+    keys::settle(caches, of, source).map_err(|unsettled| match unsettled {
+        Unsettled::Wrong(mistakes) => wrong(mistakes),
+        Unsettled::Host(error) => Refused::Internal(format!("cannot read `{}`: {error}", source.display())),
+    })
 }
 
 fn bad_archive(error: ArchiveError) -> Refused {

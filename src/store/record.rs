@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::wire::{ArtifactView, BuildState, BuildView, Claim, PhaseView};
+use crate::api::wire::{ArtifactView, BuildState, BuildView, CacheView, Claim, PhaseView};
 use crate::build::place::{Place, Verdict};
 use crate::build::spec::{BuildResult, BuildSpec};
 use crate::clock::{UnixMicros, UnixMillis};
@@ -30,6 +30,9 @@ pub struct BuildRecord {
     pub stamps: Stamps,
     pub phases: Vec<PhaseView>,
     pub artifacts: Vec<ArtifactView>,
+    /// What became of its caches. Journals of earlier daemons have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<CacheView>,
     /// Where its attempt is; `None` while nothing of the user's has run in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -80,6 +83,7 @@ impl BuildRecord {
             stamps: Stamps::default(),
             phases: Vec::new(),
             artifacts: Vec::new(),
+            caches: Vec::new(),
             place: None,
             verdict: None,
             cancel_asked: false,
@@ -110,6 +114,7 @@ impl BuildRecord {
             finished_ms: self.finished_ms,
             phases: self.phases.clone(),
             artifacts: self.artifacts.clone(),
+            caches: self.caches.clone(),
         }
     }
 }

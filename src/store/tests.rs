@@ -23,6 +23,7 @@ fn record() -> BuildRecord {
         env: BTreeMap::from([("A".into(), "b".into())]),
         secrets: vec!["TOKEN".into()],
         artifacts: vec!["src/lua".into()],
+        caches: Vec::new(),
         timeout: Duration::from_secs(3600),
         retries: 2,
     };

@@ -17,6 +17,7 @@ use crate::build::actor::{self as build_actor, BuildArguments, BuildContext};
 use crate::build::live::LiveBuilds;
 use crate::build::place::Verdict;
 use crate::build::spec::BuildResult;
+use crate::cache::shelf::Shelf;
 use crate::clock::{self, UnixMillis};
 use crate::config::Live;
 use crate::ids::BuildId;
@@ -53,6 +54,7 @@ pub struct SupervisorArguments {
     pub store: Store,
     pub chronicle: Chronicle,
     pub live: LiveBuilds,
+    pub caches: Shelf,
     pub pool: PoolArguments,
     pub courier: Arc<dyn Courier>,
     /// Told once why the daemon cannot go on.
@@ -115,6 +117,7 @@ impl Actor for Supervisor {
             store: args.store.clone(),
             chronicle: args.chronicle,
             live: args.live,
+            caches: args.caches,
             uploads: Arc::new(move || {
                 told.cast(SupervisorMessage::Uploads).ok();
             }),

@@ -15,12 +15,14 @@ use super::reload::{self, Reloads};
 use crate::api::service::{Refused, Service, Ticket};
 use crate::api::timeline::ChromeTrace;
 use crate::api::wire::{
-    BuildView, DaemonState, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
+    BuildView, CacheEntryView, DaemonState, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
 };
+use crate::blocking;
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
 use crate::build::live::LiveBuild;
 use crate::build::log;
 use crate::build::spec::BuildResult;
+use crate::cache::shelf::Entry;
 use crate::clock::UnixMillis;
 use crate::config::{Live, limits};
 use crate::host;
@@ -29,6 +31,7 @@ use crate::pool::ledger::Drain;
 use crate::source::local;
 use crate::store::record::Stamps;
 use crate::store::{BuildRecord, StoreError};
+use crate::telemetry::caching::Removal;
 use crate::telemetry::events::{BuildAccepted, DrainChanged};
 use crate::telemetry::export::Exporter;
 use crate::trace::timeline;
@@ -281,6 +284,20 @@ impl Service for Core {
             let found = record.artifacts.iter().find(|artifact| artifact.path == path);
             let artifact = found.ok_or_else(|| Refused::ArtifactUnknown { id, path: path.to_owned() })?;
             Ok(artifacts_path(&self.config.get(), id).join(&artifact.path))
+        }
+        .boxed()
+    }
+
+    fn caches(&self) -> Vec<CacheEntryView> {
+        self.context.caches.entries().iter().map(Entry::view).collect()
+    }
+
+    fn remove_cache<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<CacheEntryView, Refused>> {
+        async move {
+            let (shelf, name) = (self.context.caches.clone(), id.to_owned());
+            let removed = blocking::run(move || shelf.remove(&name, Removal::Asked)).await;
+            let entry = removed.map_err(|e| Refused::Internal(e.to_string()))?;
+            entry.map(|entry| entry.view()).ok_or_else(|| Refused::CacheUnknown(id.to_owned()))
         }
         .boxed()
     }

@@ -79,6 +79,7 @@ pub fn again(mut record: BuildRecord) -> BuildRecord {
     record.running = false;
     record.place = None;
     record.artifacts.clear();
+    record.caches.clear();
     record
 }
 

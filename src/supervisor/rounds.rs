@@ -21,6 +21,7 @@ use crate::janitor::retain::{self, Item, Policy};
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
 use crate::store::{BuildRecord, Ended, StoreError};
+use crate::telemetry::caching::CachesCounted;
 use crate::telemetry::events::{Degraded, DiskMeasured, Removed, Stored};
 use crate::vm::state::VmStateName;
 
@@ -117,6 +118,7 @@ async fn disk_round(context: &BuildContext, known: &mut HashMap<BuildId, u64>) -
     let needed: BTreeSet<String> = unfinished.iter().map(|record| record.source.clone()).collect();
     let ids = unfinished.iter().map(|record| record.id).chain(ended.iter().map(|build| build.id)).collect();
     measure_builds(config, &ended, known).await;
+    retain_caches(context).await;
     retain_builds(context, &ended, known).await?;
     retain_spans(context, &unfinished, &ended).await?;
     remove_strays(context, there, ids).await?;
@@ -147,6 +149,16 @@ async fn measure_builds(config: &Config, ended: &[Ended], known: &mut HashMap<Bu
 fn short_of(config: &Config) -> u64 {
     let free = host::disk(config.home.path()).map(|disk| disk.free);
     free.map_or(0, |free| config.host.disk_free_low.0.saturating_sub(free))
+}
+
+/// Caches go before builds do where the disk is short: they can be made again.
+async fn retain_caches(context: &BuildContext) {
+    let (config, caches) = (context.config.get(), context.caches.clone());
+    if caches.entries().is_empty() {
+        return CachesCounted { entries: 0 }.emit();
+    }
+    let evict = move || caches.evict(&config.caches, short_of(&config), UnixMillis::now());
+    CachesCounted { entries: look(evict).await }.emit();
 }
 
 /// Ended builds go by policy, row and folder; what is owed stays.
@@ -265,6 +277,7 @@ async fn measure(config: Arc<Config>) {
             (Stored::Spool, disk::usage(&home.spool())),
             (Stored::Vms, disk::usage(&config.runtime.tart_home)),
             (Stored::Logs, disk::usage(&home.vm_logs())),
+            (Stored::Caches, disk::usage(&home.caches())),
         ]
         .to_vec()
     });

@@ -31,6 +31,7 @@ use crate::build::actor::{BuildArguments, BuildContext, folder, log_path};
 use crate::build::live::LiveBuilds;
 use crate::build::log;
 use crate::build::place::Verdict;
+use crate::cache::shelf::Shelf;
 use crate::clock::UnixMillis;
 use crate::config::{Config, Live, Loaded};
 use crate::guest::Connector;
@@ -233,11 +234,13 @@ impl Daemon {
             publish,
             draining: store.draining().await?.then_some(Drain::Asked),
         };
+        let caches = Shelf::open(config.home.caches());
         let arguments = SupervisorArguments {
             config: Live::new(config),
             store: store.clone(),
             chronicle,
             live: LiveBuilds::default(),
+            caches,
             pool,
             courier,
             broken: tell_broken,

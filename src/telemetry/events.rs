@@ -17,7 +17,8 @@ use crate::runtime::{Fault, Verb, VmName};
 use crate::vm::state::{BirthPhase, VmPhase};
 
 /// The phases of a build, in their order: labels and names in JSON.
-pub const BUILD_PHASES: [&str; 7] = ["queue", "probe", "source", "step", "artifacts", "teardown", "upload"];
+pub const BUILD_PHASES: [&str; 9] =
+    ["queue", "probe", "source", "cache_restore", "step", "artifacts", "cache_save", "teardown", "upload"];
 
 /// Why a VM was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -576,11 +577,12 @@ pub enum Stored {
     Spool,
     Vms,
     Logs,
+    Caches,
 }
 
 impl Stored {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Builds, Self::Spool, Self::Vms, Self::Logs];
+    pub const ALL: [Self; 5] = [Self::Builds, Self::Spool, Self::Vms, Self::Logs, Self::Caches];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
@@ -589,6 +591,7 @@ impl Stored {
             Self::Spool => "spool",
             Self::Vms => "vms",
             Self::Logs => "logs",
+            Self::Caches => "caches",
         }
     }
 }

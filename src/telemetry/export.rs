@@ -10,6 +10,7 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use super::caching;
 use super::events::{self, AdoptionEnd, JanitorAction, RetireReason, Stored};
 use super::names::{self, Kind};
 use super::process;
@@ -96,6 +97,7 @@ impl Exporter {
         }
         gauge!(names::ORPHANS_STUCK).set(0.0);
         counter!(names::TRACE_SPANS_DROPPED).absolute(0);
+        caching::zero();
         for what in Stored::ALL {
             gauge!(names::DISK_USED, "what" => what.as_str()).set(0.0);
             gauge!(names::DISK_APPARENT, "what" => what.as_str()).set(0.0);
@@ -172,13 +174,14 @@ fn zero_pool(pool: &str) {
         counter!(names::BUILDS, "pool" => pool(), "result" => result.as_str()).absolute(0);
         histogram_at_zero(names::BUILD_SECONDS, &[("pool", &pool()), ("result", result.as_str())]);
     }
+    caching::zero_pool(&pool());
     for outcome in ["over", "again"] {
         counter!(names::BUILD_ATTEMPTS, "pool" => pool(), "outcome" => outcome).absolute(0);
     }
 }
 
 /// Registers a histogram without a sample.
-fn histogram_at_zero(name: &'static str, labels: &[(&'static str, &str)]) {
+pub(super) fn histogram_at_zero(name: &'static str, labels: &[(&'static str, &str)]) {
     let labels: Vec<metrics::Label> =
         labels.iter().map(|(key, value)| metrics::Label::new(*key, (*value).to_owned())).collect();
     histogram!(name, labels).record_many(0.0, 0);

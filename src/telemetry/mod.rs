@@ -2,6 +2,8 @@
 //! the recorder up and renders it. Everything else says what happened by emitting a struct of `events`.
 
 #[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
+pub mod caching;
+#[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
 pub mod events;
 pub mod export;
 pub mod logging;

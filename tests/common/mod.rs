@@ -49,6 +49,7 @@ pub struct Fake {
     pub ending: Mutex<Ending>,
     pub artifacts: Mutex<Vec<(String, Vec<u8>)>>,
     pub vms: Mutex<Vec<VmView>>,
+    pub caches: Mutex<Vec<CacheEntryView>>,
     pub ready: Mutex<Result<(), String>>,
     /// Artifacts on the disk differ from what the record says.
     pub corrupt: Mutex<bool>,
@@ -76,6 +77,7 @@ impl Fake {
             ending: Mutex::new(Ending::Ends(BuildResult::Success)),
             artifacts: Mutex::default(),
             vms: Mutex::default(),
+            caches: Mutex::default(),
             ready: Mutex::new(Ok(())),
             corrupt: Mutex::default(),
             deaf: Mutex::default(),
@@ -176,6 +178,21 @@ impl Fake {
     }
 }
 
+/// A cache that is kept.
+pub fn cached(id: &str, project: &str) -> CacheEntryView {
+    CacheEntryView {
+        id: id.into(),
+        project: project.into(),
+        pool: "linux".into(),
+        key: format!("{project}-key"),
+        paths: vec!["Pods".into()],
+        bytes: 4_200,
+        saved_ms: UnixMillis(1),
+        used_ms: UnixMillis(2),
+        build: BuildId(7),
+    }
+}
+
 fn fresh(id: BuildId) -> BuildView {
     BuildView {
         id,
@@ -192,6 +209,7 @@ fn fresh(id: BuildId) -> BuildView {
         finished_ms: None,
         phases: Vec::new(),
         artifacts: Vec::new(),
+        caches: Vec::new(),
     }
 }
 
@@ -331,6 +349,19 @@ impl Service for Fake {
 
     fn artifact<'a>(&'a self, id: BuildId, path: &'a str) -> BoxFuture<'a, Result<PathBuf, Refused>> {
         async move { Ok(self.artifact_file(id, path)) }.boxed()
+    }
+
+    fn caches(&self) -> Vec<CacheEntryView> {
+        self.caches.lock().expect("whole").clone()
+    }
+
+    fn remove_cache<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<CacheEntryView, Refused>> {
+        async move {
+            let mut caches = self.caches.lock().expect("whole");
+            let at = caches.iter().position(|cache| cache.id == id);
+            at.map(|at| caches.remove(at)).ok_or_else(|| Refused::CacheUnknown(id.to_owned()))
+        }
+        .boxed()
     }
 
     fn pools(&self) -> Vec<PoolView> {

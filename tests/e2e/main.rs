@@ -7,6 +7,7 @@
 #![cfg(target_os = "linux")]
 
 mod builds;
+mod caches;
 mod clock;
 mod deaths;
 mod delivery;

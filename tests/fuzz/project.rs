@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use preheat::api::wire::{StepSpec, SubmitSpec};
+use preheat::api::wire::{CacheSpec, StepSpec, SubmitSpec};
 use preheat::build::project::{Incomplete, ProjectFile, merge};
 use preheat::config::load::load;
 use preheat::config::{Config, Home, Inputs};
@@ -20,6 +20,10 @@ timeout = "1h"
 retries = 1
 include_git = false
 env = { CI = "true", N = 5 }
+[[caches]]
+key = "pods-{{ hash 'Podfile.lock' }}"
+restore_keys = ["pods-"]
+paths = ["Pods", "~/.cocoapods"]
 "#;
 
 fn daemon() -> Config {
@@ -45,6 +49,11 @@ fn assert_is_sound(project: Option<ProjectFile>, request: &SubmitSpec, folder: &
             assert!(
                 !spec.steps.iter().any(|s| s.command.contains('\0') || s.name.chars().any(char::is_control))
             );
+            for path in spec.caches.iter().flat_map(|cache| &cache.paths) {
+                let below = path.strip_prefix("~/").unwrap_or(path);
+                let plain = below.split('/').all(|part| !matches!(part, "" | "." | ".."));
+                assert!(plain && !below.starts_with('~') && !path.chars().any(char::is_control), "{path:?}");
+            }
             assert!(!spec.env.iter().any(|(k, v)| k.contains(['=', '\0']) || v.contains('\0')));
             // It is journalled, and must come back as it is.
             let json = serde_json::to_string(&spec).expect("serialises");
@@ -61,6 +70,13 @@ fn assert_is_sound(project: Option<ProjectFile>, request: &SubmitSpec, folder: &
     }
 }
 
+fn cache() -> impl Strategy<Value = CacheSpec> {
+    let path = || prop_oneof![any_text(), "(~?/|\\./)?[a.~]{1,3}(/[a.~]{0,3}){0,3}"];
+    let key = || prop_oneof![any_text(), "k(\\{\\{ ?[a-z]{3,5} ?('[a*./]{0,4}' ?)?\\}\\}){0,2}"];
+    (key(), prop::collection::vec(key(), 0..2), prop::collection::vec(path(), 0..3))
+        .prop_map(|(key, restore_keys, paths)| CacheSpec { key, restore_keys, paths })
+}
+
 fn request() -> impl Strategy<Value = SubmitSpec> {
     let millis = prop::option::of(prop_oneof![any::<u64>(), 0..100_000_000_u64]);
     let timeout = millis.prop_map(|ms| ms.map(std::time::Duration::from_millis));
@@ -73,22 +89,25 @@ fn request() -> impl Strategy<Value = SubmitSpec> {
         prop::option::of(prop_oneof![Just("linux".to_owned()), any_text()]),
         prop::collection::vec(step, 0..4),
         (variables(), variables()),
-        prop::collection::vec(any_text(), 0..4),
+        (prop::collection::vec(any_text(), 0..4), prop::option::of(prop::collection::vec(cache(), 0..3))),
         (timeout, prop::option::of(any::<u16>())),
     )
-        .prop_map(|(project, pool, steps, (env, secrets), artifacts, (timeout, retries))| SubmitSpec {
-            project,
-            pool,
-            steps,
-            env,
-            secrets: secrets
-                .into_iter()
-                .map(|(name, value)| (name, value.into()))
-                .collect::<BTreeMap<_, secrecy::SecretString>>()
-                .into(),
-            artifacts,
-            timeout,
-            retries,
+        .prop_map(|(project, pool, steps, (env, secrets), (artifacts, caches), (timeout, retries))| {
+            SubmitSpec {
+                project,
+                pool,
+                steps,
+                env,
+                secrets: secrets
+                    .into_iter()
+                    .map(|(name, value)| (name, value.into()))
+                    .collect::<BTreeMap<_, secrecy::SecretString>>()
+                    .into(),
+                artifacts,
+                caches,
+                timeout,
+                retries,
+            }
         })
 }
 

@@ -1,4 +1,4 @@
-//! What lies on the disk between two runs: a log or a journal that something else has written into.
+//! What lies on the disk between two runs: a log, a journal or the note of a cache that something else has written into.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use futures::StreamExt;
 use preheat::api::wire::{LogLine, LogStream};
 use preheat::build::log::{LogItem, LogWriter, position, read};
 use preheat::build::redact::Redactor;
+use preheat::cache::shelf::{Scope, Shelf};
 use preheat::ids::RunId;
 use preheat::store::Store;
 use proptest::prelude::*;
@@ -83,6 +84,37 @@ proptest! {
         let path = dir.path().join("log.jsonl");
         std::fs::write(&path, bytes).expect("written");
         block_on(assert_goes_on(&path));
+    }
+}
+
+const NOTE: &str = r#"{"version":1,"id":"0123456789ab","project":"a","pool":"linux","key":"k","paths":["Pods"],"bytes":3,"sha256":"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad","saved_ms":1,"build":1}"#;
+
+proptest! {
+    #![proptest_config(cases(2))]
+
+    #[test]
+    fn a_damaged_note_of_a_cache_gives_what_it_says_whole_or_nothing(note in prop_oneof![
+        Just(NOTE.as_bytes().to_vec()),
+        mutated(NOTE.into()),
+        any_json().prop_map(|json| json.to_string().into_bytes()),
+    ]) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("0123456789ab.json"), &note).expect("written");
+        std::fs::write(at("0123456789ab.tar"), "abc").expect("written");
+        std::fs::write(at("somebodys.txt"), "mine").expect("written");
+        let shelf = Shelf::open(dir.path().to_owned());
+        let entries = shelf.entries();
+        prop_assert_eq!(at("0123456789ab.tar").exists(), !entries.is_empty());
+        for entry in entries {
+            let scope = Scope { project: &entry.project, pool: &entry.pool, paths: &entry.paths };
+            let (found, damaged) = shelf.find_whole(&scope, &entry.key, &[]);
+            prop_assert_eq!(found.is_some(), damaged == 0);
+            if let Some(found) = found {
+                prop_assert_eq!(std::fs::read(found.tar).expect("there"), b"abc");
+            }
+        }
+        prop_assert!(at("somebodys.txt").exists());
     }
 }
 

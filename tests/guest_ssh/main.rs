@@ -6,6 +6,7 @@
     reason = "tests start an sshd, look at the process table and read the time"
 )]
 
+mod caches;
 mod cuts;
 mod reach;
 mod ready;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use preheat::api::service::{Refused, Service};
-use preheat::api::wire::{BuildState, SecretValues, StepSpec, SubmitSpec};
+use preheat::api::wire::{BuildState, CacheSpec, SecretValues, StepSpec, SubmitSpec};
 use preheat::ids::BuildId;
 use secrecy::SecretString;
 use tokio::time::sleep;
@@ -38,6 +38,11 @@ pub fn come(world: &Arc<World>, daemon: &Arc<dyn Service>) {
     }
 }
 
+/// The same words from everybody: only the project tells whose it is.
+fn cache() -> CacheSpec {
+    CacheSpec { key: "key-{{ pool }}".into(), restore_keys: vec!["key".into()], paths: vec!["cached".into()] }
+}
+
 fn request(job: &Job) -> SubmitSpec {
     let step = |(command, timeout): &(String, Duration)| StepSpec {
         name: None,
@@ -54,6 +59,7 @@ fn request(job: &Job) -> SubmitSpec {
         env: BTreeMap::new(),
         secrets: SecretValues(secret.collect()),
         artifacts: job.artifacts.clone(),
+        caches: job.cached.then(|| vec![cache()]),
         retries: Some(job.retries),
         ..SubmitSpec::default()
     }

@@ -7,11 +7,13 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt, pending};
 use preheat::clock::Deadline;
 use preheat::guest::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Position, Script, Take, TakeError, Taken, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, Take, TakeCache, TakeError,
+    Taken, TakenCache, Target,
 };
 use preheat::ids::RunId;
 use preheat::runtime::{Fault, ListedState, Reason};
 use secrecy::{ExposeSecret as _, SecretString};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -159,6 +161,11 @@ impl GuestChannel {
             return Ok(());
         }
         let Some(project) = project else { return Ok(()) };
+        if vm.cache.as_ref().is_some_and(|cache| *cache != project) {
+            let text = format!("{} has the cache of {:?} for {project}", self.name, vm.cache);
+            world.violation(text);
+            return Ok(());
+        }
         match &vm.project {
             Some(other) if *other != project => {
                 let text = format!("{} ran {other} and now runs {project}", self.name);
@@ -331,6 +338,29 @@ impl Channel for GuestChannel {
             Ok(())
         };
         self.act(Step::GetReady, limit.min(STEP_MAX), ready).boxed()
+    }
+
+    fn put_cache<'a>(&'a self, put: &'a PutCache) -> BoxFuture<'a, Result<u64, Fault>> {
+        let effect = |world: &mut Inner| {
+            let content = std::fs::read_to_string(&put.tar).unwrap_or_default();
+            let vm = world.vms.get_mut(&self.name).ok_or_else(lost)?;
+            vm.cache = Some(content.clone());
+            Ok(content.len() as u64)
+        };
+        self.act(Step::PutCache, put.deadline.left(), effect).boxed()
+    }
+
+    fn take_cache<'a>(&'a self, take: &'a TakeCache) -> BoxFuture<'a, Result<TakenCache, TakeError>> {
+        let effect = |world: &mut Inner| {
+            let vm = world.vms.get(&self.name).ok_or_else(lost)?;
+            let content = vm.project.clone().unwrap_or_default();
+            if let Err(error) = std::fs::write(&take.into, &content) {
+                return Ok(Err(TakeError::Host(error)));
+            }
+            let sha256 = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+            Ok(Ok(TakenCache { bytes: content.len() as u64, sha256, absent: Vec::new() }))
+        };
+        async move { self.act(Step::TakeCache, take.deadline.left(), effect).await? }.boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

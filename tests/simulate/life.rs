@@ -78,6 +78,7 @@ pub fn play(seed: u64, settings: Settings, verbose: bool) -> Outcome {
     let machine = plan::machine(&mut dice);
     let text = plan::config(&mut dice, machine);
     let jobs = plan::jobs(&mut dice, settings);
+    plan::leave_caches(home.path(), &jobs);
     let ends = plan::lives(&mut dice);
     let bounds = Bounds { vms: usize::try_from(machine.vms).expect("few"), macos_guests: plan::MACOS_GUESTS };
     let world = Arc::new(World::new(dice, settings, bounds, jobs, text));

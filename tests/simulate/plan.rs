@@ -4,9 +4,13 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use preheat::cache::shelf::{Content, Scope, Shelf};
+use preheat::clock::UnixMillis;
 use preheat::config::file::Env;
 use preheat::config::load::{self, Inputs};
 use preheat::config::{Home, Loaded, Mistakes};
+use preheat::ids::BuildId;
+use sha2::{Digest as _, Sha256};
 
 use crate::dice::Dice;
 
@@ -29,6 +33,8 @@ pub struct Job {
     /// The commands of its steps, and the time-out of each.
     pub steps: Vec<(String, Duration)>,
     pub artifacts: Vec<String>,
+    /// It has a cache.
+    pub cached: bool,
     pub retries: u16,
     /// Cancelled so long after it was accepted.
     pub cancel: Option<Duration>,
@@ -71,10 +77,24 @@ fn job(dice: &mut Dice, number: u64, arrives: Duration) -> Job {
         arrives,
         steps,
         artifacts,
+        cached: dice.chance(0.5),
         retries: dice.pick(&[0, 1, 2, 2, 3, 5]),
         cancel: dice.chance(0.06).then(|| dice.millis(0, 90_000)),
         secret,
         followed: dice.chance(0.3),
+    }
+}
+
+/// What earlier builds of every second project left on the host's disk: a cache that says whose it is.
+pub fn leave_caches(home: &Path, jobs: &[Job]) {
+    let shelf = Shelf::open(Home::new(home.to_owned()).caches());
+    for job in jobs.iter().filter(|job| job.cached).step_by(2) {
+        let partial = shelf.begin().expect("a place");
+        std::fs::write(partial.path(), &job.project).expect("written");
+        let sha256: String = Sha256::digest(&job.project).iter().map(|byte| format!("{byte:02x}")).collect();
+        let content = Content { bytes: job.project.len() as u64, sha256: &sha256 };
+        let scope = Scope { project: &job.project, pool: job.pool, paths: &["cached".to_owned()] };
+        shelf.keep(partial, content, &scope, "key-old", (BuildId(1), UnixMillis(1))).expect("kept");
     }
 }
 

@@ -21,9 +21,11 @@ pub enum Step {
     Freshen,
     Probe,
     PutTree,
+    PutCache,
     Run,
     Attach,
     Take,
+    TakeCache,
     Kill,
     Stop,
     Delete,
@@ -34,7 +36,7 @@ pub enum Step {
 }
 
 impl Step {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Clone,
         Self::Configure,
         Self::Start,
@@ -48,9 +50,11 @@ impl Step {
         Self::Freshen,
         Self::Probe,
         Self::PutTree,
+        Self::PutCache,
         Self::Run,
         Self::Attach,
         Self::Take,
+        Self::TakeCache,
         Self::Kill,
         Self::Stop,
         Self::Delete,
@@ -68,7 +72,7 @@ impl Step {
             Self::Address | Self::Connect => (500, 12_000),
             Self::Restore | Self::Suspend | Self::GetReady => (100, 4000),
             Self::Probe | Self::Run | Self::Attach | Self::Freshen => (1, 60),
-            Self::PutTree | Self::Take | Self::Deliver => (10, 2000),
+            Self::PutTree | Self::PutCache | Self::Take | Self::TakeCache | Self::Deliver => (10, 2000),
             Self::Kill | Self::Stop | Self::Delete => (20, 1500),
             Self::List | Self::Image | Self::State => (20, 300),
             Self::Disk => (0, 3),
@@ -92,9 +96,11 @@ impl Step {
             | Self::GetReady
             | Self::Freshen
             | Self::PutTree
+            | Self::PutCache
             | Self::Run
             | Self::Attach
             | Self::Take
+            | Self::TakeCache
             | Self::Kill
             | Self::Stop
             | Self::Delete
@@ -115,11 +121,13 @@ impl Step {
             Self::Address => &[Reason::NoAddress, Reason::NotRunning, Reason::VerbFailed],
             Self::Connect => &[Reason::SshTimeout, Reason::SshAuth, Reason::NoRoute],
             Self::Probe => &[Reason::ProbeFailed, Reason::ConnectionLost],
-            Self::PutTree | Self::Run | Self::Attach | Self::Take => &[Reason::ConnectionLost],
             Self::Restore => &[Reason::StateLost, Reason::RestoreRefused],
             Self::Suspend | Self::GetReady => &[Reason::SuspendFailed, Reason::VerbFailed],
             Self::State => &[Reason::VerbFailed, Reason::VmMissing],
             Self::Freshen => &[Reason::NotFresh, Reason::ConnectionLost],
+            Self::PutTree | Self::PutCache | Self::Run | Self::Attach | Self::Take | Self::TakeCache => {
+                &[Reason::ConnectionLost]
+            }
             Self::Adopt
             | Self::Kill
             | Self::Stop

@@ -101,6 +101,8 @@ pub struct Vm {
     pub resumed: bool,
     /// It was given what is its own.
     pub fresh: bool,
+    /// Whose cache it was given.
+    pub cache: Option<String>,
 }
 
 /// A script that was begun in a guest.
@@ -313,10 +315,12 @@ fn late(step: Step) -> Fault {
         Step::Address => Reason::NoAddress,
         Step::Connect => Reason::SshTimeout,
         Step::Probe => Reason::ProbeFailed,
-        Step::PutTree | Step::Run | Step::Attach | Step::Take => Reason::ConnectionLost,
         Step::Restore => Reason::StateLost,
         Step::GetReady => Reason::SuspendFailed,
         Step::Freshen => Reason::NotFresh,
+        Step::PutTree | Step::PutCache | Step::Run | Step::Attach | Step::Take | Step::TakeCache => {
+            Reason::ConnectionLost
+        }
         Step::Clone
         | Step::Configure
         | Step::Start
@@ -459,6 +463,7 @@ impl Inner {
             ready: false,
             resumed: false,
             fresh: false,
+            cache: None,
         };
         self.vms.insert(name.to_owned(), vm);
     }

@@ -20,6 +20,7 @@ use crate::runtime::{ListedState, Reason};
 use crate::store::BuildRecord;
 use crate::testing;
 
+mod caches;
 mod cancelling;
 mod crashes;
 mod draining;
@@ -117,6 +118,7 @@ async fn submit(
         env: BTreeMap::new(),
         secrets: Vec::new(),
         artifacts: Vec::new(),
+        caches: Vec::new(),
         timeout: Duration::from_secs(3600),
         retries: 2,
     };
