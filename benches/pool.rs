@@ -177,6 +177,7 @@ impl Books {
                     let vm: VmName = self.ledger.register(&pool, slot, UnixMillis(0));
                     self.ledger.prepared(&vm)
                 }
+                Decision::Suspend { vm } => bail!("{vm} is to be suspended, and the pool boots"),
                 Decision::Remove { vm, why } => bail!("{vm} is to be removed: {why:?}"),
             };
             if !moved {

@@ -12,7 +12,7 @@ fn cache(key: &str, restore_keys: &[&str]) -> Cache {
 }
 
 impl World {
-    async fn build(&self, key: &str, change: impl FnOnce(&mut BuildSpec)) -> BuildView {
+    async fn built(&self, key: &str, change: impl FnOnce(&mut BuildSpec)) -> BuildView {
         let id = self
             .submit("echo hello", |spec| {
                 spec.caches = vec![cache(key, &["pods-"])];
@@ -44,7 +44,7 @@ fn succeeded(view: &BuildView) {
 #[tokio::test(start_paused = true)]
 async fn what_a_build_saves_the_next_one_of_its_project_and_pool_finds() {
     let world = at_work().await;
-    let first = world.build("pods-1", |_| {}).await;
+    let first = world.built("pods-1", |_| {}).await;
     succeeded(&first);
     let phases_with = |after: &str| {
         let all = ["queue", "probe", "source", "cache_restore", "step", "cache_save", "teardown"];
@@ -55,20 +55,20 @@ async fn what_a_build_saves_the_next_one_of_its_project_and_pool_finds() {
     assert_eq!(first.caches[0].saved.as_ref().map(|saved| saved.result), Some(CacheSave::Saved));
     assert!(world.says(first.id, "cache pods-1: miss") && world.says(first.id, "cache pods-1: saved, 15 B"));
 
-    let second = world.build("pods-1", |_| {}).await;
+    let second = world.built("pods-1", |_| {}).await;
     succeeded(&second);
     assert_eq!(phases(&second), phases_with("cache_save"), "an exact hit is not saved again");
     assert_eq!((second.caches[0].restore, second.caches[0].bytes), (CacheRestore::Hit, 15));
     assert!(world.says(second.id, "cache pods-1: hit, 15 B in"));
 
-    let third = world.build("pods-2", |_| {}).await;
+    let third = world.built("pods-2", |_| {}).await;
     assert_eq!(third.caches[0].restore, CacheRestore::Prefix);
     assert_eq!(third.caches[0].from.as_deref(), Some("pods-1"));
     assert!(world.says(third.id, "cache pods-2: restored from pods-1, 15 B"));
     let keys: Vec<String> = world.kept().into_iter().map(|entry| entry.key).collect();
     assert!(keys.contains(&"pods-1".to_owned()) && keys.contains(&"pods-2".to_owned()), "{keys:?}");
 
-    let other = world.build("pods-1", |spec| spec.project = "other".into()).await;
+    let other = world.built("pods-1", |spec| spec.project = "other".into()).await;
     assert_eq!(other.caches[0].restore, CacheRestore::Miss, "another project's is not to be had");
     assert_eq!((world.sim.count(Step::PutCache), world.sim.count(Step::TakeCache)), (2, 3));
     world.clean().await;
@@ -99,9 +99,9 @@ async fn a_restore_that_fails_is_a_miss_however_it_fails() {
         Behaviour::Never,
     ] {
         let world = at_work().await;
-        world.build("pods-1", |_| {}).await;
+        world.built("pods-1", |_| {}).await;
         world.sim.script(Step::PutCache, [behaviour.clone()]);
-        let view = world.build("pods-1", |_| {}).await;
+        let view = world.built("pods-1", |_| {}).await;
         succeeded(&view);
         assert_eq!(view.caches[0].restore, CacheRestore::Failed, "{behaviour:?}");
         assert!(world.says(view.id, "cache pods-1: miss: it could not be restored"), "{behaviour:?}");
@@ -113,16 +113,16 @@ async fn a_restore_that_fails_is_a_miss_however_it_fails() {
 #[tokio::test(start_paused = true)]
 async fn a_damaged_cache_is_a_miss_and_is_made_anew() {
     let world = at_work().await;
-    world.build("pods-1", |_| {}).await;
+    world.built("pods-1", |_| {}).await;
     let tar = world.config.home.caches().join(format!("{}.tar", world.kept()[0].id));
     std::fs::write(&tar, "Pods\n~/.podz....").expect("as long, and something else");
-    let view = world.build("pods-1", |_| {}).await;
+    let view = world.built("pods-1", |_| {}).await;
     succeeded(&view);
     assert_eq!(view.caches[0].restore, CacheRestore::Failed);
     assert!(world.says(view.id, "what was saved is damaged, and was removed"));
     assert_eq!(world.sim.count(Step::PutCache), 0, "no byte of it reached a guest");
     assert_eq!(view.caches[0].saved.as_ref().map(|saved| saved.result), Some(CacheSave::Saved));
-    assert_eq!(world.build("pods-1", |_| {}).await.caches[0].restore, CacheRestore::Hit);
+    assert_eq!(world.built("pods-1", |_| {}).await.caches[0].restore, CacheRestore::Hit);
     assert_eq!((world.kept().len(), world.files()), (1, 2));
 }
 
@@ -136,7 +136,7 @@ async fn a_save_that_fails_never_fails_the_build() {
     ] {
         let world = at_work().await;
         world.sim.script(Step::TakeCache, [behaviour.clone()]);
-        let view = world.build("pods-1", |_| {}).await;
+        let view = world.built("pods-1", |_| {}).await;
         succeeded(&view);
         let saved = view.caches[0].saved.as_ref().expect("it was tried");
         assert_eq!(saved.result, CacheSave::Failed, "{behaviour:?}");
@@ -153,7 +153,7 @@ async fn a_cache_that_is_too_large_is_not_saved_and_says_which_bound_it_was() {
         config.caches.entry_max = crate::config::ByteSize(14);
     })
     .await;
-    let view = world.build("pods-1", |_| {}).await;
+    let view = world.built("pods-1", |_| {}).await;
     succeeded(&view);
     assert!(world.says(view.id, "not saved: it is larger than 14 B (caches.entry_max)"));
     assert_eq!((world.kept().len(), world.files()), (0, 0));
@@ -177,7 +177,7 @@ async fn a_guest_that_dies_while_its_cache_is_saved_takes_no_success_along() {
 async fn a_cancel_is_taken_while_a_cache_is_restored_and_only_ends_the_saving_of_one() {
     let slow = || Behaviour::Slow(Duration::from_secs(300));
     let world = at_work().await;
-    world.build("pods-1", |_| {}).await;
+    world.built("pods-1", |_| {}).await;
     world.sim.script(Step::PutCache, [slow()]);
     let id = world.submit("echo", |spec| spec.caches = vec![cache("pods-1", &[])]).await;
     world.until_in(id, "cache_restore").await;
@@ -200,7 +200,7 @@ async fn a_cancel_is_taken_while_a_cache_is_restored_and_only_ends_the_saving_of
 #[tokio::test(start_paused = true)]
 async fn a_crash_in_a_restore_costs_a_vm_and_no_retry() {
     let world = at_work().await;
-    world.build("pods-1", |_| {}).await;
+    world.built("pods-1", |_| {}).await;
     world.sim.script(Step::PutCache, [Behaviour::Slow(Duration::from_secs(30))]);
     let with_cache = |spec: &mut BuildSpec| {
         spec.caches = vec![cache("pods-1", &[])];
@@ -242,7 +242,7 @@ async fn a_crash_while_a_cache_is_saved_loses_no_success_and_leaves_no_piece() {
 #[tokio::test(start_paused = true)]
 async fn an_operator_removes_a_cache_and_a_build_makes_it_again() {
     let world = at_work().await;
-    world.build("pods-1", |_| {}).await;
+    world.built("pods-1", |_| {}).await;
     let kept = world.kept().remove(0);
     assert_eq!((kept.project.as_str(), kept.key.as_str(), kept.bytes), ("p", "pods-1", 15));
     assert_eq!(kept.paths, ["Pods", "~/.pods"]);
@@ -250,7 +250,7 @@ async fn an_operator_removes_a_cache_and_a_build_makes_it_again() {
     assert_eq!((removed, world.files()), (kept.clone(), 0));
     let again = world.daemon.core.remove_cache(&kept.id).await;
     assert!(matches!(again, Err(Refused::CacheUnknown(_))));
-    let view = world.build("pods-1", |_| {}).await;
+    let view = world.built("pods-1", |_| {}).await;
     assert_eq!(view.caches[0].restore, CacheRestore::Miss);
     assert_eq!(world.kept().len(), 1);
 }
