@@ -18,6 +18,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::{Connection, connect};
+use super::pace::Pace;
 use super::wire::LOSS_SHOWS;
 use super::{TakeError, Target};
 use crate::clock::{Deadline, now};
@@ -45,16 +46,18 @@ enum State {
 /// The way into one guest. Dropped, it is closed.
 #[derive(Debug)]
 pub(super) struct Link {
+    /// What is known of transfers to guests like this one.
+    pub(super) pace: Arc<Pace>,
     state: Arc<watch::Sender<State>>,
     _keeper: AbortOnDropHandle<()>,
 }
 
 impl Link {
     pub(super) fn new(target: Target, first: Connection) -> Self {
-        let first = Arc::new(first);
+        let (first, pace) = (Arc::new(first), Pace::of(&target));
         let state = Arc::new(watch::Sender::new(State::Up(first.clone())));
         let keeper = tokio::spawn(keep(target, first, state.clone()));
-        Self { state, _keeper: AbortOnDropHandle::new(keeper) }
+        Self { pace, state, _keeper: AbortOnDropHandle::new(keeper) }
     }
 
     /// A connection, another one than `lost`: waits while one is dialled.

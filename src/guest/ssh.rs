@@ -14,7 +14,7 @@ use super::follow::Follower;
 use super::link::Link;
 use super::{
     Bounds, Channel, Connector, Ended, Line, Position, Script, Take, TakeError, Taken, Target, master,
-    transfer,
+    takeout, transfer,
 };
 use crate::clock::Deadline;
 use crate::ids::RunId;
@@ -103,7 +103,7 @@ impl Channel for SshChannel {
     }
 
     fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>> {
-        transfer::take(&self.link, take).boxed()
+        takeout::take(&self.link, take).boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {
