@@ -70,7 +70,9 @@ fn status(refused: &Refused) -> StatusCode {
         | Refused::BadSpec { .. }
         | Refused::BadSource { .. }
         | Refused::BadConfig { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-        Refused::BuildUnknown(_) | Refused::ArtifactUnknown { .. } => StatusCode::NOT_FOUND,
+        Refused::BuildUnknown(_) | Refused::ArtifactUnknown { .. } | Refused::TreeUnknown(_) => {
+            StatusCode::NOT_FOUND
+        }
         Refused::BuildOver(_) => StatusCode::CONFLICT,
         Refused::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -1,10 +1,11 @@
 //! One build in one leased VM. `spec` is what was asked for, `project` reads it from `.preheat.toml`, `state` decides,
 //! `pipeline` does, `actor` ties the two; `place` is where it is, `phases` times it and `recorder` writes it down; `log` is what came out,
-//! `archive` and `pack` are how source comes in.
+//! `archive` and `pack` are how source comes in, `tree` names it and `index` spares reading it again.
 
 pub mod actor;
 pub mod archive;
 mod exact;
+pub mod index;
 pub mod live;
 pub mod log;
 pub mod pack;
@@ -16,3 +17,4 @@ pub mod recorder;
 pub mod redact;
 pub mod spec;
 pub mod state;
+pub mod tree;

@@ -7,14 +7,18 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use uuid::Uuid;
 
+use super::trees::{About, Trees};
 use crate::api::service::Refused;
 use crate::api::wire::SubmitSpec;
 use crate::blocking;
 use crate::build::archive::{self, ArchiveError, Limits};
 use crate::build::project::{self, Incomplete, ProjectFile};
 use crate::build::spec::BuildSpec;
+use crate::build::tree;
 use crate::config::Config;
 use crate::config::mistake::Mistakes;
+use crate::ids::TreeId;
+use crate::telemetry::events::Degraded;
 
 /// The name of a project that nobody named.
 const UNNAMED: &str = "unnamed";
@@ -35,6 +39,11 @@ pub struct SpooledSource {
 }
 
 impl SpooledSource {
+    fn new(config: &Config) -> Self {
+        let name = format!("{}.tar", Uuid::new_v4());
+        Self { path: config.home.spool().join(&name), name, kept: false }
+    }
+
     /// From here on a build in the journal owns it.
     pub fn keep(mut self) {
         self.kept = true;
@@ -62,12 +71,74 @@ pub async fn receive(
     done.await.map_err(|e| Refused::Internal(e.to_string()))?
 }
 
+/// As [`receive`], of a source whose tree has a name: what was sent is kept under it, and where nothing was sent, what is kept
+/// is taken.
+///
+/// # Errors
+/// As [`receive`]; when nothing is kept under the name, or what was sent has another one.
+pub async fn receive_tree(
+    config: Arc<Config>,
+    request: SubmitSpec,
+    tree: TreeId,
+    source: Option<tempfile::TempPath>,
+) -> Result<Received, Refused> {
+    let done = blocking::run(move || match source {
+        Some(archive) => send_blocking(&config, &request, tree, &archive),
+        None => lend_blocking(&config, &request, tree),
+    });
+    done.await.map_err(|e| Refused::Internal(e.to_string()))?
+}
+
+fn send_blocking(
+    config: &Config,
+    request: &SubmitSpec,
+    tree: TreeId,
+    archive: &Path,
+) -> Result<Received, Refused> {
+    // A name that somebody made up must not stand for another tree.
+    if tree::of_archive(archive).ok().flatten() != Some(tree) {
+        let text = format!("the source that was sent is not the tree {tree}");
+        let hint = "something changed while it was packed: send it again, or send it without a name";
+        return Err(Refused::BadSource { text, hint: Some(hint.into()) });
+    }
+    let (source, about) = spool(config, archive)?;
+    let received = described(config, request, source, &about)?;
+    let bytes = std::fs::metadata(&received.source.path).map_or(u64::MAX, |facts| facts.len());
+    if config.api.source_keep_bytes.is_some_and(|max| bytes <= max.0) {
+        let kept = Trees::new(config.home.trees()).keep(tree, &received.source.path, &about);
+        if let Err(error) = kept {
+            Degraded { what: "keeping a source", error: error.to_string() }.emit();
+        }
+    }
+    Ok(received)
+}
+
+fn lend_blocking(config: &Config, request: &SubmitSpec, tree: TreeId) -> Result<Received, Refused> {
+    let source = SpooledSource::new(config);
+    let lent =
+        config.api.source_keep_bytes.and_then(|_| Trees::new(config.home.trees()).lend(tree, &source.path));
+    described(config, request, source, &lent.ok_or(Refused::TreeUnknown(tree))?)
+}
+
 fn receive_blocking(config: &Config, request: &SubmitSpec, archive: &Path) -> Result<Received, Refused> {
-    let name = format!("{}.tar", Uuid::new_v4());
-    let source = SpooledSource { path: config.home.spool().join(&name), name, kept: false };
+    let (source, about) = spool(config, archive)?;
+    described(config, request, source, &about)
+}
+
+fn spool(config: &Config, archive: &Path) -> Result<(SpooledSource, About), Refused> {
+    let source = SpooledSource::new(config);
     let summary = archive::normalise(archive, &source.path, Limits::default()).map_err(bad_archive)?;
-    let project = summary.project.as_deref().map(ProjectFile::parse).transpose().map_err(wrong)?;
-    let fallback = summary.stripped.as_deref().unwrap_or(UNNAMED);
+    Ok((source, About { stripped: summary.stripped, project: summary.project }))
+}
+
+fn described(
+    config: &Config,
+    request: &SubmitSpec,
+    source: SpooledSource,
+    about: &About,
+) -> Result<Received, Refused> {
+    let project = about.project.as_deref().map(ProjectFile::parse).transpose().map_err(wrong)?;
+    let fallback = about.stripped.as_deref().unwrap_or(UNNAMED);
     let merged = project::merge(project, request, &config.builds, &config.pools, fallback);
     let (spec, secrets) = merged.map_err(|incomplete| match incomplete {
         Incomplete::PoolUnknown { pool, known } => Refused::PoolUnknown { pool, known },

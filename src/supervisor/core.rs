@@ -23,11 +23,11 @@ use crate::build::spec::BuildResult;
 use crate::clock::UnixMillis;
 use crate::config::{Live, limits};
 use crate::host;
-use crate::ids::BuildId;
+use crate::ids::{BuildId, TreeId};
 use crate::pool::ledger::Drain;
 use crate::source::local;
 use crate::store::{BuildRecord, StoreError};
-use crate::telemetry::events::{BuildAccepted, DrainChanged};
+use crate::telemetry::events::{BuildAccepted, DrainChanged, TreeTaken};
 use crate::telemetry::export::Exporter;
 
 /// More than `host.builds_max` can be; how many of them may be taken, the configuration in force says.
@@ -147,6 +147,10 @@ impl Core {
         source: tempfile::TempPath,
     ) -> Result<BuildView, Refused> {
         let received = local::receive(self.config.get(), request, source).await?;
+        self.begin(ticket, received).await
+    }
+
+    async fn begin(&self, ticket: Ticket, received: local::Received) -> Result<BuildView, Refused> {
         self.serves()?;
         let record = BuildRecord::received(received.spec, received.source.name.clone(), UnixMillis::now());
         let secrets = Arc::new(received.secrets);
@@ -197,6 +201,22 @@ impl Service for Core {
         source: tempfile::TempPath,
     ) -> BoxFuture<'a, Result<BuildView, Refused>> {
         self.take_in(ticket, spec, source).boxed()
+    }
+
+    fn accept_tree<'a>(
+        &'a self,
+        ticket: Ticket,
+        spec: SubmitSpec,
+        tree: TreeId,
+        source: Option<tempfile::TempPath>,
+    ) -> BoxFuture<'a, Result<BuildView, Refused>> {
+        async move {
+            let known = source.is_none();
+            let received = local::receive_tree(self.config.get(), spec, tree, source).await?;
+            TreeTaken { known }.emit();
+            self.begin(ticket, received).await
+        }
+        .boxed()
     }
 
     fn builds(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuildView>, Refused>> {

@@ -20,6 +20,7 @@ use crate::janitor::plan::Expected;
 use crate::janitor::retain::{self, Item, Policy};
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
+use crate::source::trees::Trees;
 use crate::store::{Ended, StoreError};
 use crate::telemetry::events::{Degraded, DiskMeasured, Removed, Stored};
 use crate::vm::state::VmStateName;
@@ -35,6 +36,9 @@ const ROUND_MAX: Duration = Duration::from_secs(300);
 /// A file of the spool that no build needs may be a source that is still coming in; one that nobody has written to for this
 /// long is none.
 const SPOOL_LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+
+/// Trees that are kept at most: more than a team has branches.
+const TREES_MAX: usize = 1000;
 
 /// What the books say of each VM of ours.
 pub fn expected(snapshot: &PoolSnapshot) -> BTreeMap<String, Expected> {
@@ -114,6 +118,7 @@ async fn disk_round(context: &BuildContext, known: &mut HashMap<BuildId, u64>) -
     retain_builds(context, &ended, known).await?;
     remove_strays(context, there, ids).await?;
     remove_spool(context, needed).await;
+    remove_trees(context).await;
     remove_vm_logs(context).await;
     measure(config.clone()).await;
     Ok(())
@@ -198,6 +203,34 @@ async fn remove_spool(context: &BuildContext, needed: BTreeSet<String>) {
     }
 }
 
+/// Trees that nobody asked for lately, and what is none.
+async fn remove_trees(context: &BuildContext) {
+    let config = context.config.get();
+    let trees = Trees::new(config.home.trees());
+    let list = trees.clone();
+    let there = look(move || list.list(UnixMillis::now())).await;
+    let (leftovers, kept): (Vec<_>, Vec<_>) =
+        there.into_iter().partition(|entry| Trees::is_leftover(&entry.name));
+    let items: Vec<Item> = kept.iter().map(|e| Item { bytes: e.bytes, age: e.age, held: false }).collect();
+    let policy = Policy {
+        count: TREES_MAX,
+        age: config.api.source_keep_age,
+        bytes: config.api.source_keep_bytes.map(|max| max.0),
+        short_of: short_of(&config),
+    };
+    let mut gone: Vec<&disk::Entry> = leftovers.iter().filter(|e| e.age >= SPOOL_LEFTOVER_AGE).collect();
+    match config.api.source_keep_bytes {
+        Some(_) => gone.extend(retain::plan(&items, &policy).into_iter().map(|n| &kept[n])),
+        None => gone.extend(&kept),
+    }
+    for entry in gone {
+        let (trees, name) = (trees.clone(), entry.name.clone());
+        if blocking::io(move || trees.remove(&name)).await.is_ok() {
+            Removed { what: Stored::Trees, name: &entry.name, bytes: entry.bytes }.emit();
+        }
+    }
+}
+
 /// What VMs printed, when they are long gone.
 async fn remove_vm_logs(context: &BuildContext) {
     let config = context.config.get();
@@ -237,6 +270,7 @@ async fn measure(config: Arc<Config>) {
         [
             (Stored::Builds, disk::usage(&home.builds())),
             (Stored::Spool, disk::usage(&home.spool())),
+            (Stored::Trees, disk::usage(&home.trees())),
             (Stored::Vms, disk::usage(&config.runtime.tart_home)),
             (Stored::Logs, disk::usage(&home.vm_logs())),
         ]

@@ -95,6 +95,9 @@ impl Exporter {
             counter!(names::JANITOR_ACTIONS, "action" => action.as_str()).absolute(0);
         }
         gauge!(names::ORPHANS_STUCK).set(0.0);
+        for result in ["known", "sent"] {
+            counter!(names::TREES, "result" => result).absolute(0);
+        }
         for what in Stored::ALL {
             gauge!(names::DISK_USED, "what" => what.as_str()).set(0.0);
             gauge!(names::DISK_APPARENT, "what" => what.as_str()).set(0.0);

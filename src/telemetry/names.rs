@@ -82,7 +82,8 @@ catalogue! {
     JANITOR_ACTIONS = "preheat_janitor_actions_total", Counter, ["action"], "What the janitor did about what it found.";
     RECONCILE_LAST_SUCCESS = "preheat_reconcile_last_success_timestamp_seconds", Gauge, [], "When the host's VMs were last compared with the books, in seconds since 1970.";
     ORPHANS_STUCK = "preheat_orphans_stuck", Gauge, [], "VMs of ours that are in no book and could not be removed: whatever they hold of the host is lost.";
-    DISK_USED = "preheat_disk_used_bytes", Gauge, ["what"], "Blocks that builds, the spool, VMs with their images, and VMs' logs take; where clones share blocks unseen (APFS), an upper bound.";
+    TREES = "preheat_source_trees_total", Counter, ["result"], "Sources that came by their tree's name: known and not sent, or sent.";
+    DISK_USED = "preheat_disk_used_bytes", Gauge, ["what"], "Blocks that builds, the spool, kept source trees (a build's own source is one of them), VMs with their images, and VMs' logs take; where clones share blocks unseen (APFS), an upper bound.";
     DISK_APPARENT = "preheat_disk_apparent_bytes", Gauge, ["what"], "What the lengths of the same files add up to, holes included.";
     DISK_REMOVED = "preheat_disk_removed_total", Counter, ["what"], "Builds, sources and logs that were removed because they were kept long enough or the disk was short.";
     UPLOADS_PENDING = "preheat_uploads_pending", Gauge, ["sink"], "Results not yet delivered to the sink.";
