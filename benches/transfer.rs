@@ -278,7 +278,7 @@ impl Lab {
         let into = self.work.path().join("into");
         shell(&format!("rm -rf '{0}'; mkdir '{0}'", into.display())).await?;
         match way {
-            Way::Up => self.guest("rm -rf work; mkdir work; sync").await?,
+            Way::Up => drop(self.guest("rm -rf work; mkdir work; sync").await?),
             Way::Down => self.fill(shape).await?,
         };
         let (took, cpu) = if row.name == "preheat" {
@@ -367,11 +367,8 @@ impl Lab {
         let options = format!("-o ControlPath=none -o LogLevel=DEBUG1 {}", self.options);
         let command = format!("ssh {options} {} 'tar -C work -x -f -'", self.target.address);
         let begun = now();
-        let said = shell(&format!(
-            "{command} <'{}' 2>&1 | grep -o 'cipher: [^ ]*' | head -n 1",
-            shape.tar.display()
-        ));
-        let said = said.await?;
+        let find = "grep -o 'cipher: [^ ]*' | head -n 1";
+        let said = shell(&format!("{command} <'{}' 2>&1 | {find}", shape.tar.display())).await?;
         let took = begun.elapsed().as_millis();
         say(&format!(
             "256mib up by `tar | ssh` with the default cipher, a fresh connection: {took} ms, {}",
