@@ -76,11 +76,12 @@ struct Shape {
 }
 
 async fn bench() -> Result<()> {
-    let shapes = TempDir::new()?;
+    let folder = TempDir::new()?;
+    let at = folder.path().to_owned();
     let shapes = [
-        shape(shapes.path(), "256mib", |at| file(&at.join("large"), 256 << 20, true))?,
-        shape(shapes.path(), "10000files", |at| many(at, 10_000))?,
-        shape(shapes.path(), "node_modules", node_modules)?,
+        shape(&at, "256mib", async |at| file(&at.join("large"), 256 << 20, true)).await?,
+        shape(&at, "10000files", async |at| many(at, 10_000)).await?,
+        shape(&at, "node_modules", node_modules).await?,
     ];
     let only = std::env::var("PREHEAT_BENCH_SHAPE").ok();
     let installation = Installation::start("[pool.warm]\nwarm = 1\nmax = 1\n").await?;
@@ -104,10 +105,10 @@ async fn bench() -> Result<()> {
     installation.stop().await
 }
 
-fn shape(at: &Path, name: &'static str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<Shape> {
+async fn shape(at: &Path, name: &'static str, fill: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<Shape> {
     let root = at.join(format!("root-{name}"));
     fs::create_dir_all(root.join(name))?;
-    fill(&root.join(name))?;
+    fill(&root.join(name)).await?;
     let tar = at.join(format!("{name}.tar"));
     let all = PackOptions { git: true, ignored: true };
     let packed = pack(&root, all, std::io::BufWriter::new(fs::File::create(&tar)?))?;
@@ -157,13 +158,13 @@ fn many(at: &Path, count: usize) -> Result<()> {
 }
 
 /// An unpacked node_modules, installed once.
-fn node_modules(at: &Path) -> Result<()> {
+async fn node_modules(at: &Path) -> Result<()> {
     let kept = common::root().join("target/measured-project");
     if !kept.join("node_modules/typescript").is_dir() {
         fs::create_dir_all(&kept)?;
         fs::write(kept.join("package.json"), PACKAGE)?;
         let npm = "npm install --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null 2>&1";
-        if !shell_now(&format!("cd '{}' && {npm}", kept.display())) {
+        if shell(&format!("cd '{}' && {npm}", kept.display())).await.is_err() {
             say(
                 "no npm, or no registry: node_modules is a made-up tree, 2,000 files of 1 to 40 KB and two large ones",
             );
@@ -182,14 +183,7 @@ fn node_modules(at: &Path) -> Result<()> {
         kept.display(),
         at.display()
     );
-    if shell_now(&copy) {
-        return Ok(());
-    }
-    bail!("cannot copy node_modules")
-}
-
-fn shell_now(script: &str) -> bool {
-    std::process::Command::new("sh").args(["-c", script]).status().is_ok_and(|status| status.success())
+    shell(&copy).await.map(drop)
 }
 
 /// A warm guest, and ways into it.
@@ -229,7 +223,7 @@ impl Lab {
             user: "admin".into(),
             key: installation.key(),
         };
-        let qemu = qemu_below(installation.pid);
+        let qemu = installation.key().ancestors().nth(2).and_then(qemu_below);
         let lab = Self { target, options, work, qemu, rss_growth: Arc::default(), _master: master };
         let deadline = Deadline::after(Duration::from_secs(30));
         while !lab.work.path().join("m").exists() {
@@ -399,22 +393,13 @@ async fn shell(script: &str) -> Result<String> {
     Ok(done.stdout)
 }
 
-/// The QEMU among the descendants of a process.
-fn qemu_below(pid: u32) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let mut found = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        found.extend(
-            fs::read_to_string(task.path().join("children"))
-                .unwrap_or_default()
-                .split_whitespace()
-                .filter_map(|p| p.parse::<u32>().ok()),
-        );
-    }
-    found.extend(children.split_whitespace().filter_map(|p| p.parse::<u32>().ok()));
-    found.into_iter().find_map(|child| {
-        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-        if name.starts_with("qemu-system") { Some(child) } else { qemu_below(child) }
+/// The QEMU of a VM below this folder: each runs where its VM lies.
+fn qemu_below(home: &Path) -> Option<u32> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let name = fs::read_to_string(entry.path().join("comm")).ok()?;
+        let place = fs::read_link(entry.path().join("cwd")).ok()?;
+        let found = name.starts_with("qemu-system") && place.starts_with(home);
+        entry.file_name().to_str().filter(|_| found)?.parse().ok()
     })
 }
 

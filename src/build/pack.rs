@@ -472,7 +472,8 @@ mod tests {
 
     #[test]
     fn a_tree_that_was_changed_in_any_way_has_another_name_or_is_read() {
-        let changes: [(&str, fn(&Path)); 6] = [
+        type Change = fn(&Path);
+        let changes: [(&str, Change); 6] = [
             ("content", |dir| fs::write(dir.join("a"), "other").expect("written")),
             ("mode", |dir| {
                 fs::set_permissions(dir.join("a"), fs::Permissions::from_mode(0o755)).expect("set");

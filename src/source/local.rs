@@ -164,3 +164,90 @@ fn wrong(mistakes: Mistakes) -> Refused {
     let hint = mistakes.0.iter().find_map(|mistake| mistake.hint.clone());
     Refused::BadSpec { mistakes: mistakes.lines(), hint }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::build::pack::{PackOptions, pack};
+    use crate::config::Home;
+    use crate::testing;
+
+    struct Lab {
+        dir: tempfile::TempDir,
+        config: Config,
+    }
+
+    fn lab() -> Lab {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut config = testing::config();
+        config.home = Home::new(dir.path().join("home"));
+        config.pools.insert("linux".parse().expect("a name"), testing::pool("linux"));
+        fs::create_dir_all(config.home.spool()).expect("made");
+        fs::create_dir(dir.path().join("app")).expect("made");
+        fs::write(dir.path().join("app/.preheat.toml"), "steps = [\"make\"]\n").expect("written");
+        Lab { dir, config }
+    }
+
+    impl Lab {
+        /// The app as a tar, and its name.
+        fn packed(&self) -> (TreeId, PathBuf) {
+            let path = self.dir.path().join("tar");
+            let tar = fs::File::create(&path).expect("made");
+            let packed = pack(&self.dir.path().join("app"), PackOptions::default(), tar).expect("packed");
+            (packed.tree, path)
+        }
+
+        fn lend(&self, tree: TreeId) -> Result<Received, Refused> {
+            lend_blocking(&self.config, &SubmitSpec::default(), tree)
+        }
+
+        fn send(&self, tree: TreeId, tar: &Path) -> Result<Received, Refused> {
+            send_blocking(&self.config, &SubmitSpec::default(), tree, tar)
+        }
+
+        fn spooled(&self) -> usize {
+            fs::read_dir(self.config.home.spool()).expect("there").count()
+        }
+    }
+
+    #[test]
+    fn what_was_sent_by_its_name_is_there_the_next_time() {
+        let lab = lab();
+        let (tree, tar) = lab.packed();
+        assert!(matches!(lab.lend(tree), Err(Refused::TreeUnknown(t)) if t == tree));
+        let sent = lab.send(tree, &tar).unwrap_or_else(|e| panic!("{e}"));
+        let bytes = fs::read(&sent.source.path).expect("there");
+        drop(sent);
+        let lent = lab.lend(tree).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(lent.spec.steps[0].command, "make", "its project's file is known");
+        assert!(fs::read(&lent.source.path).expect("there") == bytes);
+        drop(lent);
+        assert_eq!(lab.spooled(), 0);
+    }
+
+    #[test]
+    fn a_source_under_the_name_of_another_tree_is_refused_and_not_kept() {
+        let lab = lab();
+        let (_, tar) = lab.packed();
+        let other = TreeId([7; 32]);
+        assert!(matches!(lab.send(other, &tar), Err(Refused::BadSource { .. })));
+        assert!(matches!(lab.lend(other), Err(Refused::TreeUnknown(_))));
+        let whole = fs::read(&tar).expect("there");
+        fs::write(&tar, &whole[..whole.len() / 2]).expect("cut");
+        assert!(matches!(lab.send(other, &tar), Err(Refused::BadSource { .. })));
+        assert_eq!(lab.spooled(), 0);
+    }
+
+    #[test]
+    fn nothing_is_kept_where_the_operator_says_so_and_nothing_that_is_too_large() {
+        for keep in [None, Some(crate::config::ByteSize(10))] {
+            let mut lab = lab();
+            lab.config.api.source_keep_bytes = keep;
+            let (tree, tar) = lab.packed();
+            drop(lab.send(tree, &tar).unwrap_or_else(|e| panic!("{e}")));
+            assert!(matches!(lab.lend(tree), Err(Refused::TreeUnknown(_))));
+        }
+    }
+}

@@ -6,12 +6,14 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
 use crate::ids::TreeId;
 use crate::janitor::disk::Entry;
+use crate::janitor::retain::{self, Item, Policy};
 
 const TAR: &str = "tree.tar";
 const ABOUT: &str = "about.json";
@@ -99,11 +101,6 @@ impl Trees {
         all
     }
 
-    /// Whether an entry of the [list](Self::list) is no tree: a crash came before it was one, or while it was removed.
-    pub fn is_leftover(name: &str) -> bool {
-        name.parse::<TreeId>().is_err()
-    }
-
     /// Removes one. Who holds it goes on holding it.
     ///
     /// # Errors
@@ -118,6 +115,22 @@ impl Trees {
     }
 }
 
+/// Those of a [list](Trees::list) that go: by `policy`, all where there is none. What is no tree, because a crash came before it
+/// was one or while it was removed, goes when it is older than `leftover_age`: before that it may be on its way.
+pub fn surplus(list: Vec<Entry>, policy: Option<&Policy>, leftover_age: Duration) -> Vec<Entry> {
+    let (trees, others): (Vec<_>, Vec<_>) = list.into_iter().partition(|e| e.name.parse::<TreeId>().is_ok());
+    let mut gone: Vec<Entry> = others.into_iter().filter(|entry| entry.age >= leftover_age).collect();
+    match policy {
+        None => gone.extend(trees),
+        Some(policy) => {
+            let item = |entry: &Entry| Item { bytes: entry.bytes, age: entry.age, held: false };
+            let items: Vec<Item> = trees.iter().map(item).collect();
+            gone.extend(retain::plan(&items, policy).into_iter().map(|n| trees[n].clone()));
+        }
+    }
+    gone
+}
+
 /// Notes that it was used just now.
 fn touch(place: &Path) -> io::Result<()> {
     File::open(place)?.set_modified(std::time::UNIX_EPOCH + UnixMillis::now().since(UnixMillis(0)))
@@ -125,9 +138,9 @@ fn touch(place: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     struct Lab {
         dir: tempfile::TempDir,
@@ -190,19 +203,35 @@ mod tests {
             assert_eq!(lab.trees.lend(TreeId([n; 32]), &lab.at("one")), None);
             assert!(!place.exists() && !lab.at("one").exists());
         }
-        fs::create_dir(lab.trees.0.join(".part-x")).expect("made");
-        assert!(lab.names().iter().all(|name| Trees::is_leftover(name)));
-        assert!(!Trees::is_leftover(&TreeId([1; 32]).to_string()));
+    }
+
+    #[test]
+    fn trees_go_by_age_and_bytes_and_leftovers_when_nobody_can_be_at_work_on_them() {
+        let entry = |name: String, bytes, hours| Entry { name, bytes, age: HOUR * hours };
+        let tree = |n: u8, bytes, hours| entry(TreeId([n; 32]).to_string(), bytes, hours);
+        let list = || {
+            let parts = [entry(".part-new".into(), 9, 0), entry(".part-old".into(), 9, 2)];
+            parts.into_iter().chain([tree(1, 10, 1), tree(2, 10, 2), tree(3, 10, 30)]).collect()
+        };
+        let policy = Policy { count: 100, age: HOUR * 24, bytes: Some(100), short_of: 0 };
+        let names = |policy: Option<&Policy>| -> Vec<String> {
+            surplus(list(), policy, HOUR).into_iter().map(|e| e.name).collect()
+        };
+        let name = |n: u8| TreeId([n; 32]).to_string();
+        assert_eq!(names(Some(&policy)), [".part-old".into(), name(3)]);
+        let small = Policy { bytes: Some(10), ..policy };
+        assert_eq!(names(Some(&small)), [".part-old".into(), name(3), name(2)]);
+        assert_eq!(names(None), [".part-old".into(), name(1), name(2), name(3)]);
     }
 
     #[test]
     fn the_one_that_was_used_last_is_first() {
         let lab = lab();
-        let hours = |n| UnixMillis::now().since(UnixMillis(0)) - Duration::from_secs(3600 * n);
+        let hours = |n| UnixMillis::now().since(UnixMillis(0)) - HOUR * n;
         for n in 1..=3 {
             lab.keep(n);
             let folder = File::open(lab.trees.place(TreeId([n; 32]))).expect("there");
-            folder.set_modified(std::time::UNIX_EPOCH + hours(u64::from(n))).expect("set");
+            folder.set_modified(std::time::UNIX_EPOCH + hours(u32::from(n))).expect("set");
         }
         lab.trees.lend(TreeId([3; 32]), &lab.at("one")).expect("there");
         let want = [3, 1, 2].map(|n| TreeId([n; 32]).to_string());

@@ -20,7 +20,7 @@ use crate::janitor::plan::Expected;
 use crate::janitor::retain::{self, Item, Policy};
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
-use crate::source::trees::Trees;
+use crate::source::trees::{self, Trees};
 use crate::store::{Ended, StoreError};
 use crate::telemetry::events::{Degraded, DiskMeasured, Removed, Stored};
 use crate::vm::state::VmStateName;
@@ -206,25 +206,18 @@ async fn remove_spool(context: &BuildContext, needed: BTreeSet<String>) {
 /// Trees that nobody asked for lately, and what is none.
 async fn remove_trees(context: &BuildContext) {
     let config = context.config.get();
-    let trees = Trees::new(config.home.trees());
-    let list = trees.clone();
+    let kept = Trees::new(config.home.trees());
+    let list = kept.clone();
     let there = look(move || list.list(UnixMillis::now())).await;
-    let (leftovers, kept): (Vec<_>, Vec<_>) =
-        there.into_iter().partition(|entry| Trees::is_leftover(&entry.name));
-    let items: Vec<Item> = kept.iter().map(|e| Item { bytes: e.bytes, age: e.age, held: false }).collect();
-    let policy = Policy {
+    let policy = config.api.source_keep_bytes.map(|max| Policy {
         count: TREES_MAX,
         age: config.api.source_keep_age,
-        bytes: config.api.source_keep_bytes.map(|max| max.0),
+        bytes: Some(max.0),
         short_of: short_of(&config),
-    };
-    let mut gone: Vec<&disk::Entry> = leftovers.iter().filter(|e| e.age >= SPOOL_LEFTOVER_AGE).collect();
-    match config.api.source_keep_bytes {
-        Some(_) => gone.extend(retain::plan(&items, &policy).into_iter().map(|n| &kept[n])),
-        None => gone.extend(&kept),
-    }
+    });
+    let gone = trees::surplus(there, policy.as_ref(), SPOOL_LEFTOVER_AGE);
     for entry in gone {
-        let (trees, name) = (trees.clone(), entry.name.clone());
+        let (trees, name) = (kept.clone(), entry.name.clone());
         if blocking::io(move || trees.remove(&name)).await.is_ok() {
             Removed { what: Stored::Trees, name: &entry.name, bytes: entry.bytes }.emit();
         }
