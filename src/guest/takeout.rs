@@ -8,8 +8,8 @@
 //!    |  <------------- tar ---------------------- |   xargs tar, through zstd if that is quicker
 //! ```
 //!
-//! Small files share the stream; large ones come in a stream of their own or over SFTP, many requests at once, whichever is
-//! quicker in guests of this kind.
+//! Small files share the stream. Large ones come in a stream too, the small ones' if there are any, or over SFTP, many requests
+//! at once: whichever is quicker in guests of this kind.
 
 use std::io::{self, BufReader, Read, SeekFrom};
 use std::path::Path;
@@ -49,8 +49,8 @@ const SOME_BYTES: u64 = 64 << 10;
 /// What a smaller file is taken for where all of them are added up.
 const TRIFLE_BYTES: u64 = 2 << 10;
 
-/// Many files: their archive may be padded to a long record.
-const MANY: usize = 256;
+/// From here on an archive may be padded to a long record.
+const LONG_RECORDS_BYTES: u64 = 4 << 20;
 
 /// tar's own record.
 const RECORD_BLOCKS: u32 = 20;
@@ -109,7 +109,13 @@ async fn take_all(wire: &Wire, take: &Take, pace: &Pace) -> Result<Vec<Taken>, T
         return Err(TakeError::Missing { glob });
     }
     let sink = Arc::new(Sink::new(&take.into, take.bytes_max));
-    let (large, small): (Vec<_>, Vec<_>) = found.files.into_iter().partition(|f| f.size == Size::Large);
+    let (mut large, mut small): (Vec<_>, Vec<_>) =
+        found.files.into_iter().partition(|f| f.size == Size::Large);
+    let way = if large.is_empty() { Way::Usual } else { pace.choose(Freight::LargeOut) };
+    if way == Way::Usual && !small.is_empty() {
+        // Another stream would cost another shell.
+        small.append(&mut large);
+    }
     let (mut lister, mut taken) = (Some(lister), Vec::new());
     if !small.is_empty()
         && let Some(lister) = lister.take()
@@ -117,8 +123,10 @@ async fn take_all(wire: &Wire, take: &Take, pace: &Pace) -> Result<Vec<Taken>, T
         taken.extend(take_small(wire, lister, small, &sink, pace).await?);
     }
     if !large.is_empty() {
-        let names = large.into_iter().map(|f| f.name).collect();
-        taken.extend(take_large(wire, lister, &found.folder, names, &sink, pace).await?);
+        let begun = now();
+        let more = take_large(wire, way, lister, &found.folder, large, &sink).await?;
+        pace.note(Freight::LargeOut, way, more.iter().map(|t| t.bytes).sum(), begun.elapsed());
+        taken.extend(more);
     }
     taken.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(taken)
@@ -154,6 +162,11 @@ impl Size {
 struct Found {
     name: String,
     size: Size,
+}
+
+/// What they are taken for together.
+fn about(files: &[Found]) -> u64 {
+    files.iter().map(|file| file.size.bytes_about()).sum()
 }
 
 #[derive(Debug)]
@@ -277,7 +290,7 @@ fn parse_listing(bytes: &[u8], nonce: &str, globs: &Globs) -> Result<Option<(boo
     Ok(None)
 }
 
-/// All small files in one stream, compressed where that was found to be quicker.
+/// Files in one stream, compressed where that was found to be quicker.
 async fn take_small(
     wire: &Wire,
     lister: Lister,
@@ -285,12 +298,10 @@ async fn take_small(
     sink: &Arc<Sink>,
     pace: &Pace,
 ) -> Result<Vec<Taken>, TakeError> {
-    let about: u64 = files.iter().map(|f| f.size.bytes_about()).sum();
-    let names: Vec<String> = files.into_iter().map(|f| f.name).collect();
-    let weighs = lister.zstd && about >= pace::BYTES_MIN / 2;
+    let weighs = lister.zstd && about(&files) >= pace::BYTES_MIN / 2;
     let way = if weighs { pace.choose(Freight::SmallOut) } else { Way::Usual };
     let begun = now();
-    let taken = take_stream(wire, lister, names, sink, way).await?;
+    let taken = take_stream(wire, lister, files, sink, way).await?;
     if weighs {
         pace.note(Freight::SmallOut, way, taken.iter().map(|t| t.bytes).sum(), begun.elapsed());
     }
@@ -301,13 +312,14 @@ async fn take_small(
 async fn take_stream(
     wire: &Wire,
     lister: Lister,
-    names: Vec<String>,
+    files: Vec<Found>,
     sink: &Arc<Sink>,
     way: Way,
 ) -> Result<Vec<Taken>, TakeError> {
     let Lister { mut exec, complaint, .. } = lister;
-    let long = names.len() >= MANY || way == Way::Other;
-    let blocks = if long { TREE_RECORD_BLOCKS } else { RECORD_BLOCKS };
+    // The archive is padded to a whole record.
+    let blocks = if about(&files) >= LONG_RECORDS_BYTES { TREE_RECORD_BLOCKS } else { RECORD_BLOCKS };
+    let names: Vec<String> = files.into_iter().map(|f| f.name).collect();
     let mut asked = format!("{blocks} {}\n", if way == Way::Other { "zstd" } else { "tar" }).into_bytes();
     names.iter().for_each(|n| asked.extend([b"./", n.as_bytes(), b"\0"].concat()));
     let (stdin, stdout) = (exec.stdin.take(), exec.stdout.take());
@@ -365,42 +377,27 @@ async fn pump(stream: Option<impl AsyncRead + Unpin>, to: mpsc::Sender<Bytes>) {
     }
 }
 
-/// Large files, the way that was found to be the quicker one. `lister` is the one that listed them, if it is still there.
+/// Large files in a stream from the shell that listed them, or apart.
 async fn take_large(
     wire: &Wire,
+    way: Way,
     lister: Option<Lister>,
     folder: &str,
-    names: Vec<String>,
+    files: Vec<Found>,
     sink: &Arc<Sink>,
-    pace: &Pace,
 ) -> Result<Vec<Taken>, TakeError> {
-    let way = pace.choose(Freight::LargeOut);
-    let begun = now();
-    let taken = match (way, lister) {
-        (Way::Other, lister) => {
-            drop(lister);
-            take_apart(wire, folder, &names, sink).await?
-        }
-        (Way::Usual, Some(lister)) => take_stream(wire, lister, names, sink, Way::Usual).await?,
-        (Way::Usual, None) => take_stream(wire, another(wire).await?, names, sink, Way::Usual).await?,
-    };
-    pace.note(Freight::LargeOut, way, taken.iter().map(|t| t.bytes).sum(), begun.elapsed());
-    Ok(taken)
-}
-
-/// A shell that waits as the one that made the listing did.
-async fn another(wire: &Wire) -> Result<Lister, TakeError> {
-    let nonce = uuid::Uuid::new_v4().simple().to_string();
-    match begin(wire, &take_script(&[], &nonce), &nonce).await? {
-        (_, true, lister) => Ok(lister),
-        (_, false, _) => Err(wire.blame("a command was cut off".into()).await.into()),
+    match (way, lister) {
+        (Way::Usual, Some(lister)) => take_stream(wire, lister, files, sink, Way::Usual).await,
+        // Where it was the other way's turn, or small files had the shell.
+        (Way::Usual | Way::Other, _) => take_apart(wire, folder, &files, sink).await,
     }
 }
+
 /// Large files one after the other, each as many reads in flight.
 async fn take_apart(
     wire: &Wire,
     folder: &str,
-    names: &[String],
+    files: &[Found],
     sink: &Arc<Sink>,
 ) -> Result<Vec<Taken>, TakeError> {
     let opened = wire.or_lost(Sftp::from_clonable_session(wire.session(), SftpOptions::default())).await?;
@@ -409,8 +406,8 @@ async fn take_apart(
         Err(error) => return Err(wire.blame(text_of(&error)).await.into()),
     };
     let mut taken = Vec::new();
-    for name in names {
-        taken.push(wire.or_lost(fetch(wire, &sftp, folder, name, sink)).await??);
+    for file in files {
+        taken.push(wire.or_lost(fetch(wire, &sftp, folder, &file.name, sink)).await??);
     }
     // Every handle is gone by now; were one not, this would never end.
     timeout(CLOSE_LIMIT, sftp.close()).await.ok();
