@@ -115,6 +115,38 @@ impl FromStr for BuildId {
     }
 }
 
+/// A tree by what is in it: names, modes, times, contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct TreeId(pub [u8; 32]);
+
+impl fmt::Display for TreeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A text that is no tree's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a tree's name is 64 hexadecimal digits in lower case")]
+pub struct BadTreeId;
+
+impl FromStr for TreeId {
+    type Err = BadTreeId;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let digits: Vec<u8> = s.bytes().map(|b| if b.is_ascii_uppercase() { b'x' } else { b }).collect();
+        let mut id = Self::default();
+        if digits.len() != 2 * id.0.len() {
+            return Err(BadTreeId);
+        }
+        for (byte, pair) in id.0.iter_mut().zip(digits.chunks(2)) {
+            let digit =
+                |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok()).ok_or(BadTreeId);
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Ok(id)
+    }
+}
+
 /// The name of one run of a script in its guest. Whoever has written it down finds the run again, over another connection
 /// or from another process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -144,6 +176,18 @@ impl Default for RunId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trees_name_is_read_as_it_is_written_and_nothing_else_is_one() {
+        let id = TreeId(std::array::from_fn(|n| n as u8 * 7));
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let text = id.to_string();
+        for wrong in
+            ["", "ab", &text[1..], &format!("{text}0"), &text.replace('e', "E"), &text.replace('0', "/")]
+        {
+            assert_eq!(wrong.parse::<TreeId>(), Err(BadTreeId), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_pool_name_is_refused_when_a_vm_name_could_not_carry_it() {

@@ -35,7 +35,13 @@ pub fn config() -> Config {
                 query: seconds(30),
             },
         },
-        api: Api { listen: ([127, 0, 0, 1], 0).into(), source_max: ByteSize(1 << 30), token_file: None },
+        api: Api {
+            listen: ([127, 0, 0, 1], 0).into(),
+            source_max: ByteSize(1 << 30),
+            source_keep_bytes: Some(ByteSize(1 << 30)),
+            source_keep_age: Duration::from_secs(7 * 86400),
+            token_file: None,
+        },
         builds: Builds {
             timeout: seconds(3600),
             step_timeout: seconds(3600),

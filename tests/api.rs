@@ -139,6 +139,30 @@ async fn a_plain_body_is_a_source_and_the_query_describes_it() {
 }
 
 #[tokio::test]
+async fn a_tree_is_asked_for_by_name_before_it_is_sent() {
+    let fake = Fake::new();
+    let server = Server::start(&fake).await;
+    let url = server.at("/api/v1/builds");
+    let name = "0123456789abcdef".repeat(4);
+    let asked = |tree: &str| {
+        let form = reqwest::multipart::Form::new().text("spec", r#"{"pool":"linux"}"#);
+        form.text("tree", tree.to_owned())
+    };
+    let post = |form| http().post(&url).multipart(form);
+    assert_eq!(refused(post(asked(&name))).await, (404, "tree_unknown".into()));
+    let source = reqwest::multipart::Part::bytes(b"tar".to_vec());
+    assert_eq!(sent(post(asked(&name).part("source", source))).await.status(), 201);
+    assert_eq!(*fake.sources.lock().expect("whole"), [b"tar".to_vec()]);
+    for tree in ["", "x", &name[1..], &name.to_uppercase(), &"a".repeat(1 << 20)] {
+        assert_eq!(refused(post(asked(tree))).await, (400, "malformed".into()), "{tree:.80}");
+    }
+    let backwards = form("{}", b"tar".to_vec()).text("tree", name.clone());
+    assert_eq!(refused(post(backwards)).await, (400, "malformed".into()));
+    assert_eq!(refused(post(asked(&name).text("more", "x"))).await, (400, "malformed".into()));
+    assert!(fake.spool_is_empty());
+}
+
+#[tokio::test]
 async fn a_large_source_is_taken_in_either_way() {
     let fake = Fake::new();
     let server = Server::with(&fake, ([127, 0, 0, 1], 0).into(), |options| {

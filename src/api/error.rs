@@ -70,7 +70,10 @@ fn status(refused: &Refused) -> StatusCode {
         | Refused::BadSpec { .. }
         | Refused::BadSource { .. }
         | Refused::BadConfig { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-        Refused::BuildUnknown(_) | Refused::ArtifactUnknown { .. } | Refused::CacheUnknown(_) => {
+        Refused::BuildUnknown(_)
+        | Refused::ArtifactUnknown { .. }
+        | Refused::CacheUnknown(_)
+        | Refused::TreeUnknown(_) => {
             StatusCode::NOT_FOUND
         }
         Refused::BuildOver(_) => StatusCode::CONFLICT,

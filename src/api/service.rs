@@ -9,7 +9,7 @@ use super::timeline::ChromeTrace;
 use super::wire::{
     BuildView, CacheEntryView, ErrorView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
 };
-use crate::ids::BuildId;
+use crate::ids::{BuildId, TreeId};
 
 /// A place in the daemon for one build, held while its source is received. Dropped, it is given back.
 #[must_use]
@@ -57,6 +57,9 @@ pub enum Refused {
     /// No such cache.
     #[error("there is no cache `{0}`")]
     CacheUnknown(String),
+    /// No tree is kept under the name.
+    #[error("the tree {0} is not here")]
+    TreeUnknown(TreeId),
     /// Too late to cancel.
     #[error("build {0} is over: its result stands, and it cannot be cancelled any more")]
     BuildOver(BuildId),
@@ -77,6 +80,7 @@ impl Refused {
             Self::BadSpec { .. } => "bad_spec",
             Self::BadSource { .. } => "bad_source",
             Self::BadConfig { .. } => "bad_config",
+            Self::TreeUnknown(_) => "tree_unknown",
             Self::BuildUnknown(_) => "build_unknown",
             Self::ArtifactUnknown { .. } => "artifact_unknown",
             Self::CacheUnknown(_) => "cache_unknown",
@@ -103,6 +107,7 @@ impl Refused {
             Self::ArtifactUnknown { id, .. } => Some(format!("`preheat artifacts {id}` lists them")),
             Self::CacheUnknown(_) => Some("`preheat cache list` lists them".into()),
             Self::BuildOver(_) => None,
+            Self::TreeUnknown(_) => Some("send it: the form's part `source`, behind `tree`".into()),
             Self::Internal(_) => Some("the daemon's log says more".into()),
         }
     }
@@ -118,7 +123,7 @@ impl Refused {
             | Self::DiskTooSmall { .. } => Vec::new(),
             Self::PoolUnknown { .. } | Self::BadSpec { .. } | Self::BadSource { .. } => Vec::new(),
             Self::BuildUnknown(_) | Self::ArtifactUnknown { .. } | Self::BuildOver(_) => Vec::new(),
-            Self::CacheUnknown(_) | Self::Internal(_) => Vec::new(),
+            Self::CacheUnknown(_) | Self::TreeUnknown(_) | Self::Internal(_) => Vec::new(),
         };
         ErrorView { code: self.code().into(), message: self.to_string(), hint: self.hint(), mistakes }
     }
@@ -140,6 +145,21 @@ pub trait Service: Send + Sync + 'static {
         spec: SubmitSpec,
         source: tempfile::TempPath,
     ) -> BoxFuture<'a, Result<BuildView, Refused>>;
+
+    /// As [`accept`](Self::accept), of a source whose tree has a name: with the plain tar of it, which may be kept, or
+    /// without, in the hope that it was. A daemon that keeps nothing need not do anything for it.
+    fn accept_tree<'a>(
+        &'a self,
+        ticket: Ticket,
+        spec: SubmitSpec,
+        tree: TreeId,
+        source: Option<tempfile::TempPath>,
+    ) -> BoxFuture<'a, Result<BuildView, Refused>> {
+        match source {
+            Some(source) => self.accept(ticket, spec, source),
+            None => Box::pin(std::future::ready(Err(Refused::TreeUnknown(tree)))),
+        }
+    }
 
     /// Builds, newest first.
     fn builds(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuildView>, Refused>>;

@@ -18,9 +18,13 @@ use super::query;
 use super::routes::App;
 use super::wire::SubmitSpec;
 use crate::clock::Deadline;
+use crate::ids::TreeId;
 
 /// Beside the two parts themselves: boundaries, their heads, and what was read ahead with them.
 const FORM_BYTES_SLACK: u64 = 1 << 20;
+
+/// A tree's name, and a line end of whoever typed it.
+const TREE_BYTES_MAX: usize = 66;
 
 /// Plain bodies. The last is what `curl --data-binary` says when it is not told; the format is read from the bytes.
 const PLAIN: [&str; 10] = [
@@ -35,6 +39,13 @@ const PLAIN: [&str; 10] = [
     "application/octet-stream",
     "application/x-www-form-urlencoded",
 ];
+
+/// A source as it came.
+enum Sent {
+    Archive(tempfile::TempPath),
+    /// By name, with the tar of it or without.
+    Tree(TreeId, Option<tempfile::TempPath>),
+}
 
 enum Kind {
     Form,
@@ -56,13 +67,18 @@ pub async fn submit(State(app): State<App>, request: Request) -> Reply {
     let bytes = declared_length(request.headers(), &app)?;
     let turn = app.submission()?;
     let ticket = app.service.admit(bytes)?;
-    let (spec, source) = match kind {
-        Kind::Plain => (described, plain(&app, request).await?),
+    let (spec, sent) = match kind {
+        Kind::Plain => (described, Sent::Archive(plain(&app, request).await?)),
         Kind::Form => form(&app, request).await?,
     };
     let service = app.service.clone();
     // In a task of its own: a client that leaves now must not leave half of a build behind.
-    let accepted = tokio::spawn(async move { service.accept(ticket, spec, source).await });
+    let accepted = tokio::spawn(async move {
+        match sent {
+            Sent::Archive(source) => service.accept(ticket, spec, source).await,
+            Sent::Tree(tree, source) => service.accept_tree(ticket, spec, tree, source).await,
+        }
+    });
     let view = accepted.await.map_err(|e| ApiError::internal(format!("taking the build failed: {e}")))??;
     drop(turn);
     let location = format!("/api/v1/builds/{}", view.id);
@@ -110,7 +126,7 @@ async fn plain(app: &App, request: Request) -> Result<tempfile::TempPath, ApiErr
     incoming.finish().await
 }
 
-async fn form(app: &App, request: Request) -> Result<(SubmitSpec, tempfile::TempPath), ApiError> {
+async fn form(app: &App, request: Request) -> Result<(SubmitSpec, Sent), ApiError> {
     let limits = app.options.limits;
     let meter = Meter::new(SPEC_BYTES_MAX as u64 + FORM_BYTES_SLACK);
     let (parts, body) = request.into_parts();
@@ -121,14 +137,25 @@ async fn form(app: &App, request: Request) -> Result<(SubmitSpec, tempfile::Temp
     let broken = |e: axum::extract::multipart::MultipartError| meter.error("form", e.body_text());
 
     let wrong = || {
-        ApiError::malformed("the form must have the part `spec` and then the part `source`")
-            .hint("curl -F 'spec={\"pool\":\"linux\"};type=application/json' -F source=@app.tar.gz URL")
+        ApiError::malformed(
+            "the form must have the part `spec` and then `source`, or `tree`, or `tree` and `source`",
+        )
+        .hint("curl -F 'spec={\"pool\":\"linux\"};type=application/json' -F source=@app.tar.gz URL")
     };
     let first = form.next_field().await.map_err(broken)?.filter(|f| f.name() == Some("spec"));
     let spec = read_spec(first.ok_or_else(wrong)?, &meter).await?;
+    let mut next = form.next_field().await.map_err(broken)?;
+    let mut tree = None;
+    if let Some(field) = next.take_if(|f| f.name() == Some("tree")) {
+        tree = Some(read_tree(field, &meter).await?);
+        next = form.next_field().await.map_err(broken)?;
+    }
+    let mut field = match (tree, next) {
+        (_, Some(field)) if field.name() == Some("source") => field,
+        (Some(tree), None) => return Ok((spec, Sent::Tree(tree, None))),
+        (_, Some(_) | None) => return Err(wrong()),
+    };
     meter.grant((app.options.source_max)().0);
-    let second = form.next_field().await.map_err(broken)?.filter(|f| f.name() == Some("source"));
-    let mut field = second.ok_or_else(wrong)?;
     let mut incoming = Incoming::create(&app.service.spool(), (app.options.source_max)())?;
     while let Some(piece) = field.chunk().await.map_err(broken)? {
         incoming.write(&piece).await?;
@@ -137,7 +164,24 @@ async fn form(app: &App, request: Request) -> Result<(SubmitSpec, tempfile::Temp
     if form.next_field().await.map_err(broken)?.is_some() {
         return Err(wrong());
     }
-    Ok((spec, incoming.finish().await?))
+    let source = incoming.finish().await?;
+    let sent = match tree {
+        Some(tree) => Sent::Tree(tree, Some(source)),
+        None => Sent::Archive(source),
+    };
+    Ok((spec, sent))
+}
+
+async fn read_tree(mut field: Field<'_>, meter: &Meter) -> Result<TreeId, ApiError> {
+    let mut text = Vec::new();
+    while let Some(piece) = field.chunk().await.map_err(|e| meter.error("form", e.body_text()))? {
+        text.extend_from_slice(&piece);
+        if text.len() > TREE_BYTES_MAX {
+            break;
+        }
+    }
+    let read = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+    read.ok_or_else(|| ApiError::malformed(format!("the part `tree` is no name: {}", crate::ids::BadTreeId)))
 }
 
 async fn read_spec(mut field: Field<'_>, meter: &Meter) -> Result<SubmitSpec, ApiError> {

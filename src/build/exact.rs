@@ -5,7 +5,7 @@ use std::io::{self, Read};
 
 /// Reads `announced` bytes of something.
 pub(super) struct Exact<R> {
-    from: R,
+    pub(super) from: R,
     left: u64,
     short: &'static str,
     /// Why reading failed, if it did.

@@ -1,11 +1,13 @@
 //! One build in one leased VM. `spec` is what was asked for, `project` reads it from `.preheat.toml`, `state` decides,
 //! `pipeline` does, `actor` ties the two; `place` is where it is, `phases` times it and `recorder` writes it down; `log` is what came out,
-//! `archive` and `pack` are how source comes in, `caching` is what it finds of earlier builds and leaves for later ones.
+//! `archive` and `pack` are how source comes in, `tree` names it and `index` spares reading it again; `caching` is what it
+//! finds of earlier builds and leaves for later ones.
 
 pub mod actor;
 pub mod archive;
 pub mod caching;
 mod exact;
+pub mod index;
 pub mod live;
 pub mod log;
 pub mod pack;
@@ -17,3 +19,4 @@ pub mod recorder;
 pub mod redact;
 pub mod spec;
 pub mod state;
+pub mod tree;

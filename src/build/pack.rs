@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,13 @@ use tar::{EntryType, Header};
 
 use super::archive::{append_link, layout};
 use super::exact::Exact;
+use super::index::{Index, Stamp};
+use super::tree::{Content, Hashing, TreeHasher};
+use crate::clock::UnixMillis;
+use crate::ids::TreeId;
+
+/// The folder itself, by its name in the archive.
+const ROOT: &str = "./";
 
 /// Where `preheat run` puts artifacts by default; never sent back as source.
 const OUT_DIR: &str = "preheat-out";
@@ -37,6 +44,8 @@ pub struct Packed {
     pub bytes: u64,
     /// Sockets, pipes and devices, relative to the folder.
     pub skipped: Vec<PathBuf>,
+    /// The name of what was packed.
+    pub tree: TreeId,
 }
 
 /// Why a folder was not packed.
@@ -90,6 +99,66 @@ impl PackError {
 /// # Errors
 /// Whatever [`PackError`] lists; what was written by then is no archive.
 pub fn pack(dir: &Path, options: PackOptions, to: impl Write) -> Result<Packed, PackError> {
+    pack_noting(dir, options, to, &mut Index::default())
+}
+
+/// As [`pack`]; what was read is noted in `index`.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_noting(
+    dir: &Path,
+    options: PackOptions,
+    to: impl Write,
+    index: &mut Index,
+) -> Result<Packed, PackError> {
+    let (root, entries) = look(dir, options)?;
+    let mut packing = Packing { tar: tar::Builder::new(to), tree: TreeHasher::default(), index };
+    let mut packed = Packed::default();
+    // The root by name says that a single folder in it is no wrapping to be stripped.
+    packing.folder(Path::new(ROOT), &root)?;
+    for entry in &entries {
+        packing.add(dir, entry, &mut packed)?;
+    }
+    if packed.files == 0 {
+        return Err(PackError::Empty(dir.into()));
+    }
+    packing.tar.into_inner().and_then(|mut to| to.flush()).map_err(PackError::Write)?;
+    packed.tree = packing.tree.finish();
+    Ok(packed)
+}
+
+/// The name of what [`pack`] would make of `dir`, without reading a file. `None` when that needs more than `index` knows.
+///
+/// # Errors
+/// As [`pack`], as far as it shows.
+pub fn survey(dir: &Path, options: PackOptions, index: &Index) -> Result<Option<TreeId>, PackError> {
+    let (root, entries) = look(dir, options)?;
+    let mut tree = TreeHasher::default();
+    tree.add(ROOT.as_bytes(), mode(&root), mtime(&root), Content::Folder);
+    let mut files = 0;
+    for Entry { name, facts, target } in &entries {
+        let (mode, mtime) = (mode(facts), mtime(facts));
+        if let Some(target) = target {
+            let target = target.as_os_str().as_bytes();
+            tree.add(name.as_os_str().as_bytes(), mode, mtime, Content::Link { target });
+        } else if facts.is_dir() {
+            tree.add(name.join("").as_os_str().as_bytes(), mode, mtime, Content::Folder);
+            continue;
+        } else if facts.is_file() {
+            let Some(hash) = index.get(name, facts) else { return Ok(None) };
+            let content = Content::File { bytes: facts.len(), hash: &hash };
+            tree.add(name.as_os_str().as_bytes(), mode, mtime, content);
+        } else {
+            continue;
+        }
+        files += 1;
+    }
+    Ok((files > 0).then(|| tree.finish()))
+}
+
+/// The folder itself, and everything in it that is sent along, in order.
+fn look(dir: &Path, options: PackOptions) -> Result<(Metadata, Vec<Entry>), PackError> {
     let found = match fs::metadata(dir) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(PackError::Absent(dir.into())),
@@ -100,19 +169,7 @@ pub fn pack(dir: &Path, options: PackOptions, to: impl Write) -> Result<Packed, 
     }
     let entries = collect(dir, options)?;
     check_links(&entries)?;
-    let mut packed = Packed::default();
-    let mut tar = tar::Builder::new(to);
-    // The root by name says that a single folder in it is no wrapping to be stripped.
-    append(&mut tar, EntryType::Directory, Path::new("./"), &found, 0, io::empty())
-        .map_err(PackError::Write)?;
-    for entry in &entries {
-        add(&mut tar, dir, entry, &mut packed)?;
-    }
-    if packed.files == 0 {
-        return Err(PackError::Empty(dir.into()));
-    }
-    tar.into_inner().and_then(|mut to| to.flush()).map_err(PackError::Write)?;
-    Ok(packed)
+    Ok((found, entries))
 }
 
 struct Entry {
@@ -196,60 +253,80 @@ fn check_links(entries: &[Entry]) -> Result<(), PackError> {
     Ok(())
 }
 
-fn add(
-    tar: &mut tar::Builder<impl Write>,
-    dir: &Path,
-    entry: &Entry,
-    packed: &mut Packed,
-) -> Result<(), PackError> {
-    let (name, facts) = (&entry.name, &entry.facts);
-    if let Some(target) = &entry.target {
-        packed.files += 1;
-        let mut header = header(EntryType::Symlink, facts, 0);
-        return append_link(tar, &mut header, name, target.as_os_str().as_bytes()).map_err(PackError::Write);
-    }
-    if facts.is_dir() {
-        return append(tar, EntryType::Directory, &name.join(""), facts, 0, io::empty())
-            .map_err(PackError::Write);
-    }
-    if !facts.is_file() {
-        packed.skipped.push(name.clone());
-        return Ok(());
-    }
-    let path = dir.join(name);
-    let failed = |source| PackError::Unreadable { path: path.clone(), source };
-    let file = File::open(&path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    let reader = BufReader::with_capacity(PIECE_BYTES, file);
-    let mut whole = Exact::new(reader, size, "it became shorter while it was read");
-    let written = append(tar, EntryType::Regular, name, facts, size, &mut whole);
-    match (whole.failed, written) {
-        (Some(source), _) => Err(failed(source)),
-        (None, Err(error)) => Err(PackError::Write(error)),
-        (None, Ok(())) => {
+/// An archive that is being written, and what is learnt on the way.
+struct Packing<'a, W: Write> {
+    tar: tar::Builder<W>,
+    tree: TreeHasher,
+    index: &'a mut Index,
+}
+
+impl<W: Write> Packing<'_, W> {
+    fn add(&mut self, dir: &Path, entry: &Entry, packed: &mut Packed) -> Result<(), PackError> {
+        let (name, facts) = (&entry.name, &entry.facts);
+        if let Some(target) = &entry.target {
             packed.files += 1;
-            packed.bytes += size;
-            Ok(())
+            let target = target.as_os_str().as_bytes();
+            self.tree.add(name.as_os_str().as_bytes(), mode(facts), mtime(facts), Content::Link { target });
+            let mut header = header(EntryType::Symlink, facts, 0);
+            return append_link(&mut self.tar, &mut header, name, target).map_err(PackError::Write);
         }
+        if facts.is_dir() {
+            return self.folder(&name.join(""), facts);
+        }
+        if !facts.is_file() {
+            packed.skipped.push(name.clone());
+            return Ok(());
+        }
+        packed.bytes += self.file(&dir.join(name), name, facts)?;
+        packed.files += 1;
+        Ok(())
+    }
+
+    fn folder(&mut self, name: &Path, facts: &Metadata) -> Result<(), PackError> {
+        self.tree.add(name.as_os_str().as_bytes(), mode(facts), mtime(facts), Content::Folder);
+        let mut header = header(EntryType::Directory, facts, 0);
+        self.tar.append_data(&mut header, name, io::empty()).map_err(PackError::Write)
+    }
+
+    /// Packs one file, and returns how long it is.
+    fn file(&mut self, path: &Path, name: &Path, facts: &Metadata) -> Result<u64, PackError> {
+        let failed = |source| PackError::Unreadable { path: path.to_owned(), source };
+        let begun = UnixMillis::now();
+        let file = File::open(path).map_err(failed)?;
+        let before = file.metadata().map_err(failed)?;
+        let bytes = before.len();
+        let reader = Hashing::new(BufReader::with_capacity(PIECE_BYTES, &file));
+        let mut whole = Exact::new(reader, bytes, "it became shorter while it was read");
+        let written = self.tar.append_data(&mut header(EntryType::Regular, facts, bytes), name, &mut whole);
+        match (whole.failed, written) {
+            (Some(source), _) => return Err(failed(source)),
+            (None, Err(error)) => return Err(PackError::Write(error)),
+            (None, Ok(())) => {}
+        }
+        let hash = whole.from.finish();
+        let content = Content::File { bytes, hash: &hash };
+        self.tree.add(name.as_os_str().as_bytes(), mode(facts), mtime(facts), content);
+        let stamp = Stamp::of(&before);
+        if file.metadata().is_ok_and(|after| Stamp::of(&after) == stamp) {
+            self.index.note(name, stamp, hash, begun);
+        }
+        Ok(bytes)
     }
 }
 
-fn append(
-    tar: &mut tar::Builder<impl Write>,
-    kind: EntryType,
-    name: &Path,
-    facts: &Metadata,
-    size: u64,
-    content: impl Read,
-) -> io::Result<()> {
-    tar.append_data(&mut header(kind, facts, size), name, content)
+fn mode(facts: &Metadata) -> u32 {
+    facts.permissions().mode() & 0o777
+}
+
+fn mtime(facts: &Metadata) -> u64 {
+    u64::try_from(facts.mtime()).unwrap_or(0)
 }
 
 fn header(kind: EntryType, facts: &Metadata, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
-    header.set_mode(facts.permissions().mode() & 0o777);
-    header.set_mtime(u64::try_from(facts.mtime()).unwrap_or(0));
+    header.set_mode(mode(facts));
+    header.set_mtime(mtime(facts));
     header.set_uid(0);
     header.set_gid(0);
     header.set_size(size);
@@ -348,6 +425,77 @@ mod tests {
         assert_eq!((taken.files, taken.stripped), (4, None));
     }
 
+    /// Packed, with an index that knows all of it: as if it had lain there for a while.
+    fn known(dir: &Path) -> (TreeId, Index) {
+        let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        let mut index = Index::default();
+        let all = PackOptions { git: true, ignored: true };
+        for entry in collect(dir, all).expect("there").into_iter().filter(|e| e.facts.is_file()) {
+            let path = dir.join(&entry.name);
+            File::open(&path).and_then(|f| f.set_modified(long_ago)).expect("set");
+            let facts = fs::metadata(&path).expect("there");
+            let mut content = Hashing::new(File::open(&path).expect("there"));
+            io::copy(&mut content, &mut io::sink()).expect("read");
+            let later = UnixMillis(UnixMillis::now().0 + 60_000);
+            index.note(&entry.name, Stamp::of(&facts), content.finish(), later);
+        }
+        let packed = pack(dir, PackOptions::default(), io::sink()).expect("packed");
+        (packed.tree, index)
+    }
+
+    #[test]
+    fn sender_and_receiver_give_a_tree_the_same_name() {
+        let long = format!("{}/{}", "folder".repeat(12), "name".repeat(20));
+        let dir = tree(&["only/b", "only/c/d", &long]);
+        symlink("../b", dir.path().join("only/c/l")).expect("made");
+        symlink(&long, dir.path().join("far")).expect("made");
+        fs::set_permissions(dir.path().join("only/b"), fs::Permissions::from_mode(0o755)).expect("set");
+        let (report, _, bytes) = packed(dir.path(), PackOptions::default());
+        let tar = dir.path().join("tar");
+        fs::write(&tar, &bytes).expect("written");
+        assert_eq!(super::super::tree::of_archive(&tar).expect("a tar"), Some(report.tree));
+        for damaged in [&bytes[..bytes.len() / 2], b"no tar at all".as_slice()] {
+            fs::write(&tar, damaged).expect("written");
+            assert!(super::super::tree::of_archive(&tar).ok().flatten() != Some(report.tree));
+        }
+    }
+
+    #[test]
+    fn an_unchanged_tree_is_named_without_reading_it() {
+        let dir = tree(&["a", "sub/b", "sub/c"]);
+        symlink("a", dir.path().join("l")).expect("made");
+        let (name, index) = known(dir.path());
+        let survey = |index: &Index| survey(dir.path(), PackOptions::default(), index).expect("looked at");
+        assert_eq!(survey(&index), Some(name));
+        assert_eq!(survey(&Index::default()), None);
+    }
+
+    #[test]
+    fn a_tree_that_was_changed_in_any_way_has_another_name_or_is_read() {
+        type Change = fn(&Path);
+        let changes: [(&str, Change); 6] = [
+            ("content", |dir| fs::write(dir.join("a"), "other").expect("written")),
+            ("mode", |dir| {
+                fs::set_permissions(dir.join("a"), fs::Permissions::from_mode(0o755)).expect("set");
+            }),
+            ("removed", |dir| fs::remove_file(dir.join("a")).expect("removed")),
+            ("added", |dir| fs::write(dir.join("new"), "").expect("written")),
+            ("renamed", |dir| fs::rename(dir.join("a"), dir.join("z")).expect("renamed")),
+            ("link", |dir| {
+                fs::remove_file(dir.join("l")).expect("removed");
+                symlink("sub", dir.join("l")).expect("made");
+            }),
+        ];
+        for (what, change) in changes {
+            let dir = tree(&["a", "sub/b"]);
+            symlink("a", dir.path().join("l")).expect("made");
+            let (name, index) = known(dir.path());
+            change(dir.path());
+            let seen = survey(dir.path(), PackOptions::default(), &index).expect("looked at");
+            assert_ne!(seen, Some(name), "{what}");
+        }
+    }
+
     #[test]
     fn what_cannot_be_packed_is_named() {
         let dir = tree(&["a"]);
@@ -382,12 +530,12 @@ mod tests {
                 facts: fs::metadata("/etc/passwd").expect("there"),
                 target: None,
             };
-            let added = add(
-                &mut tar::Builder::new(io::sink()),
-                Path::new("/nowhere"),
-                &entry,
-                &mut Packed::default(),
-            );
+            let mut packing = Packing {
+                tar: tar::Builder::new(io::sink()),
+                tree: TreeHasher::default(),
+                index: &mut Index::default(),
+            };
+            let added = packing.add(Path::new("/nowhere"), &entry, &mut Packed::default());
             assert!(
                 matches!(added, Err(PackError::Unreadable { path, .. }) if path == Path::new("/nowhere/gone"))
             );

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::problem::Problem;
 use crate::api::token::Token;
 use crate::api::wire::{BuildView, CacheEntryView, ErrorBody, ErrorView, StatusView, SubmitSpec};
-use crate::ids::BuildId;
+use crate::ids::{BuildId, TreeId};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// For an answer that is made in memory.
@@ -139,11 +139,30 @@ impl Client {
         source: reqwest::Body,
         bytes: u64,
     ) -> Result<BuildView, Failure> {
+        self.submit_tree(spec, None, Some((source, bytes))).await
+    }
+
+    /// As [`submit`](Self::submit), of a source whose tree has a name; without the source itself where the daemon may have it.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit), and when the daemon does not have it.
+    pub async fn submit_tree(
+        &self,
+        spec: &SubmitSpec,
+        tree: Option<TreeId>,
+        source: Option<(reqwest::Body, u64)>,
+    ) -> Result<BuildView, Failure> {
         let described = serde_json::to_string(spec)
             .map_err(|e| Failure::Unreachable(Problem::system(format!("cannot describe the build: {e}"))))?;
-        let form = reqwest::multipart::Form::new()
-            .part("spec", reqwest::multipart::Part::text(described))
-            .part("source", reqwest::multipart::Part::stream_with_length(source, bytes).file_name("source"));
+        let mut form =
+            reqwest::multipart::Form::new().part("spec", reqwest::multipart::Part::text(described));
+        if let Some(tree) = tree {
+            form = form.text("tree", tree.to_string());
+        }
+        if let Some((source, bytes)) = source {
+            let part = reqwest::multipart::Part::stream_with_length(source, bytes).file_name("source");
+            form = form.part("source", part);
+        }
         let request = self.request(Method::POST, &["api", "v1", "builds"]).multipart(form);
         self.send(request).await?.json().await.map_err(|e| self.unreachable(&e))
     }

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::problem::Problem;
+use crate::build::index::Index;
 use crate::build::pack::{self, PackError, PackOptions};
 use crate::build::project::ProjectFile;
 use crate::config::load::{self, Inputs, Loaded};
 use crate::config::mistake::Mistakes;
 use crate::config::{Config, show};
 use crate::guest::ssh;
+use crate::ids::TreeId;
 use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
 use crate::supervisor;
@@ -53,24 +55,49 @@ pub fn project(folder: &Path) -> Result<Project, Problem> {
     }))
 }
 
-/// Packs a folder, and says what was left out because a tar cannot hold it.
+/// The name of what [`pack`] would make of a folder, if it is known without reading its files.
 ///
 /// # Errors
 /// What cannot be packed.
-pub fn pack(folder: &Path, include_git: bool, into: &mut File) -> Result<(), Problem> {
+pub fn survey(folder: &Path, include_git: bool) -> Result<Option<TreeId>, Problem> {
+    let Some((indexes, folder)) = indexes().zip(folder.canonicalize().ok()) else { return Ok(None) };
     let options = PackOptions { git: include_git, ..PackOptions::default() };
-    let failed = |error: PackError| {
-        let problem = Problem::usage(chain(&error));
-        match error.hint() {
-            Some(hint) => problem.hint(hint),
-            None => problem,
-        }
-    };
-    let packed = pack::pack(folder, options, into).map_err(failed)?;
+    pack::survey(&folder, options, &Index::read(&indexes, &folder)).map_err(not_packed)
+}
+
+/// Packs a folder, notes what was read, and says what was left out because a tar cannot hold it.
+///
+/// # Errors
+/// What cannot be packed.
+pub fn pack(folder: &Path, include_git: bool, into: &mut File) -> Result<TreeId, Problem> {
+    let options = PackOptions { git: include_git, ..PackOptions::default() };
+    let mut index = Index::default();
+    let packed = pack::pack_noting(folder, options, into, &mut index).map_err(not_packed)?;
+    if let Some((indexes, folder)) = indexes().zip(folder.canonicalize().ok()) {
+        // Without it everything is read again the next time.
+        index.write(&indexes, &folder).ok();
+    }
     for path in packed.skipped {
         super::say(&format!("left out `{}`: it is a socket, a pipe or a device", path.display()));
     }
-    Ok(())
+    Ok(packed.tree)
+}
+
+fn not_packed(error: PackError) -> Problem {
+    let problem = Problem::usage(chain(&error));
+    match error.hint() {
+        Some(hint) => problem.hint(hint),
+        None => problem,
+    }
+}
+
+/// Where it is noted what was read: with other things that may be deleted at any time.
+fn indexes() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = folder("PREHEAT_CACHE")
+        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("preheat")))
+        .or_else(|| Some(folder("HOME")?.join(".cache/preheat")))?;
+    cache.is_absolute().then(|| cache.join("sources"))
 }
 
 /// The adapter for `runtime.program`.

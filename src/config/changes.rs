@@ -86,9 +86,11 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     changes.note("", "home", (home, &new.home), Restart);
     of_host(&mut changes, host, &new.host);
     of_runtime(&mut changes, runtime, &new.runtime);
-    let Api { listen, source_max, token_file } = api;
+    let Api { listen, source_max, source_keep_bytes, source_keep_age, token_file } = api;
     changes.note("api", "listen", (listen, &new.api.listen), Restart);
     changes.note("api", "source_max", (source_max, &new.api.source_max), Live);
+    changes.note("api", "source_keep_bytes", (source_keep_bytes, &new.api.source_keep_bytes), Live);
+    changes.note("api", "source_keep_age", (source_keep_age, &new.api.source_keep_age), Live);
     changes.note("api", "token_file", (token_file, &new.api.token_file), Restart);
     of_builds(&mut changes, builds, &new.builds);
     of_caches(&mut changes, caches, &new.caches);

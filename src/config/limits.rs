@@ -102,6 +102,9 @@ pub const VERB_DEADLINE: Bound =
 /// `api.source_max`
 pub const SOURCE_MAX: Bound = bytes(KIB, TIB, "a source needs some bytes, and must fit on the disk");
 
+/// `api.source_keep_bytes`
+pub const SOURCE_KEEP_BYTES: Bound = bytes(MIB, 1024 * TIB, "a source should fit, and no disk has more");
+
 /// `builds.timeout`, `builds.step_timeout`, and those of a build
 pub const BUILD_TIMEOUT: Bound =
     millis(100, 30 * DAY, "a build needs some time, and must not hold a VM for ever");
@@ -122,7 +125,7 @@ pub const ARTIFACTS_MAX: Bound = bytes(MIB, TIB, "artifacts must fit on the disk
 /// `builds.keep`
 pub const KEEP: Bound =
     count(1, 100_000, "the last build is always kept, and each one kept takes disk space");
-/// `builds.keep_age`, `caches.keep_age`, `log.vm_keep_age`
+/// `builds.keep_age`, `caches.keep_age`, `log.vm_keep_age`, `api.source_keep_age`
 pub const KEEP_AGE: Bound =
     millis(HOUR, 10 * YEAR, "what just ended is asked for, and nothing is kept for ever");
 /// `runtime.image_keep_age`

@@ -63,6 +63,10 @@ impl Home {
     pub fn spool(&self) -> PathBuf {
         self.0.join("spool")
     }
+    /// Sources that were sent and may be asked for again, one folder each.
+    pub fn trees(&self) -> PathBuf {
+        self.0.join("trees")
+    }
     /// One folder a build: log, artifacts.
     pub fn builds(&self) -> PathBuf {
         self.0.join("builds")
@@ -148,6 +152,10 @@ pub struct Api {
     pub listen: SocketAddr,
     /// The largest source that is taken in.
     pub source_max: ByteSize,
+    /// Sources that are kept by their names, together; `None` keeps none.
+    pub source_keep_bytes: Option<ByteSize>,
+    /// And since they were last used.
+    pub source_keep_age: Duration,
     /// A file with the token that every call must carry; needed where `listen` is not loopback.
     pub token_file: Option<PathBuf>,
 }

@@ -143,6 +143,8 @@ fn api(mut s: Section<'_>, folders: &Folders) -> Option<Api> {
         |listen: &SocketAddr| listen.to_string().into(),
     );
     let source_max = s.size("source_max", &bound::SOURCE_MAX);
+    let source_keep_bytes = s.size_or("source_keep_bytes", &bound::SOURCE_KEEP_BYTES, 1, NONE);
+    let source_keep_age = s.duration("source_keep_age", &bound::KEEP_AGE);
     let token_file = path_or_none(&mut s, "token_file", folders, false);
     if let (Some(listen), Some(None)) = (listen, &token_file)
         && !listen.ip().is_loopback()
@@ -156,7 +158,13 @@ fn api(mut s: Section<'_>, folders: &Folders) -> Option<Api> {
         );
     }
     s.end();
-    Some(Api { listen: listen?, source_max: source_max?, token_file: token_file? })
+    Some(Api {
+        listen: listen?,
+        source_max: source_max?,
+        source_keep_bytes: source_keep_bytes?,
+        source_keep_age: source_keep_age?,
+        token_file: token_file?,
+    })
 }
 
 fn builds(mut s: Section<'_>) -> Option<Builds> {

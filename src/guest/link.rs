@@ -19,6 +19,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::{Connection, connect};
+use super::pace::Pace;
 use super::wire::LOSS_SHOWS;
 use super::{TakeError, Target};
 use crate::clock::{Deadline, now};
@@ -49,6 +50,8 @@ enum State {
 /// The way into one guest. Dropped, it is closed.
 #[derive(Debug)]
 pub(super) struct Link {
+    /// What is known of transfers to guests like this one.
+    pub(super) pace: Arc<Pace>,
     state: Arc<watch::Sender<State>>,
     /// The guest is to be ready for a claim, over whichever connection.
     ready: Arc<AtomicBool>,
@@ -57,11 +60,11 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(target: Target, first: Connection) -> Self {
-        let first = Arc::new(first);
+        let (first, pace) = (Arc::new(first), Pace::of(&target));
         let state = Arc::new(watch::Sender::new(State::Up(first.clone())));
         let ready = Arc::new(AtomicBool::new(false));
         let keeper = tokio::spawn(keep(target, first, state.clone(), ready.clone()));
-        Self { state, ready, _keeper: AbortOnDropHandle::new(keeper) }
+        Self { pace, state, ready, _keeper: AbortOnDropHandle::new(keeper) }
     }
 
     /// A connection, another one than `lost`: waits while one is dialled.

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::connection::Connection;
 use super::globs::{Globs, Verdict};
 use super::receive::Sink;
-use super::transfer::{CLOSE_LIMIT, fetch};
+use super::takeout::{CLOSE_LIMIT, fetch};
 use super::{TakeError, Taken, WORK_DIR};
 
 /// So many questions are asked before `find` would have answered sooner, and files taken before a stream would have
@@ -28,6 +28,9 @@ const FILES_MAX: usize = 16;
 
 /// Names in the folders that are looked through: what comes back in one answer or two each.
 const NAMES_MAX: usize = 1_000;
+
+/// A stream is quicker from here on.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Files on their way at once.
 const FETCHES_MAX: usize = 4;
@@ -130,9 +133,14 @@ fn place(name: &str) -> PathBuf {
     if name == "." { WORK_DIR.into() } else { Path::new(WORK_DIR).join(name) }
 }
 
+fn odd() -> std::io::Error {
+    std::io::ErrorKind::InvalidData.into()
+}
+
 /// What has this name; `None` when nothing has.
 async fn kind(sftp: &Sftp, name: &str) -> Result<Option<FileType>, Error> {
     match sftp.fs().symlink_metadata(place(name)).await {
+        Ok(facts) if facts.len().is_some_and(|len| len > FILE_BYTES_MAX) => Err(odd().into()),
         Ok(facts) => Ok(facts.file_type()),
         Err(Error::SftpError(SftpErrorKind::NoSuchFile, _)) => Ok(None),
         Err(error) => Err(error),
@@ -142,7 +150,6 @@ async fn kind(sftp: &Sftp, name: &str) -> Result<Option<FileType>, Error> {
 /// The names in a folder, with what they are.
 async fn list(sftp: &Sftp, folder: &str) -> Result<Vec<(String, FileType)>, Error> {
     let mut entries = Box::pin(sftp.fs().open_dir(place(folder)).await?.read_dir());
-    let odd = || std::io::Error::from(std::io::ErrorKind::InvalidData);
     let mut found = Vec::new();
     while let Some(entry) = entries.next().await {
         let entry = entry?;
@@ -150,7 +157,8 @@ async fn list(sftp: &Sftp, folder: &str) -> Result<Vec<(String, FileType)>, Erro
         if matches!(name, "." | "..") {
             continue;
         }
-        if found.len() > NAMES_MAX {
+        let large = entry.metadata().len().is_some_and(|len| len > FILE_BYTES_MAX);
+        if large || found.len() > NAMES_MAX {
             return Err(odd().into());
         }
         let name = if folder == "." { name.to_owned() } else { format!("{folder}/{name}") };

@@ -14,7 +14,7 @@ use super::follow::Follower;
 use super::link::Link;
 use super::{
     Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, Take, TakeCache, TakeError,
-    Taken, TakenCache, Target, cache, fresh, master, transfer,
+    Taken, TakenCache, Target, cache, fresh, master, takeout, transfer,
 };
 use crate::clock::Deadline;
 use crate::ids::RunId;
@@ -120,7 +120,7 @@ impl Channel for SshChannel {
     }
 
     fn take<'a>(&'a self, take: &'a Take) -> BoxFuture<'a, Result<Vec<Taken>, TakeError>> {
-        transfer::take(&self.link, take).boxed()
+        takeout::take(&self.link, take).boxed()
     }
 
     fn make_ready_to_resume(&self, limit: Duration) -> BoxFuture<'_, Result<(), Fault>> {

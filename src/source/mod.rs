@@ -1,3 +1,4 @@
-//! Where builds come from: `local` is the daemon's own API.
+//! Where builds come from: `local` is the daemon's own API, `trees` what it keeps of what came.
 
 pub mod local;
+pub mod trees;

@@ -23,16 +23,16 @@ use crate::build::live::LiveBuild;
 use crate::build::log;
 use crate::build::spec::BuildResult;
 use crate::cache::shelf::Entry;
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMicros, UnixMillis};
 use crate::config::{Live, limits};
 use crate::host;
-use crate::ids::BuildId;
+use crate::ids::{BuildId, TreeId};
 use crate::pool::ledger::Drain;
 use crate::source::local;
 use crate::store::record::Stamps;
 use crate::store::{BuildRecord, StoreError};
 use crate::telemetry::caching::Removal;
-use crate::telemetry::events::{BuildAccepted, DrainChanged};
+use crate::telemetry::events::{BuildAccepted, DrainChanged, TreeTaken};
 use crate::telemetry::export::Exporter;
 use crate::trace::timeline;
 
@@ -154,13 +154,22 @@ impl Core {
         request: SubmitSpec,
         source: tempfile::TempPath,
     ) -> Result<BuildView, Refused> {
-        let anchor = self.context.chronicle.anchor();
-        let arrived_us = Some(anchor.now());
+        let arrived = self.context.chronicle.anchor().now();
         let received = local::receive(self.config.get(), request, source).await?;
+        self.begin(ticket, arrived, received).await
+    }
+
+    async fn begin(
+        &self,
+        ticket: Ticket,
+        arrived: UnixMicros,
+        received: local::Received,
+    ) -> Result<BuildView, Refused> {
         self.serves()?;
         let source = received.source.name.clone();
         let mut record = BuildRecord::received(received.spec, source, UnixMillis::now());
-        record.stamps = Stamps { arrived_us, submitted_us: Some(anchor.now()), finished_us: None };
+        let submitted_us = Some(self.context.chronicle.anchor().now());
+        record.stamps = Stamps { arrived_us: Some(arrived), submitted_us, finished_us: None };
         let secrets = Arc::new(received.secrets);
         let record = self.context.store.insert(record, secrets.clone()).await.map_err(internal)?;
         received.source.keep();
@@ -209,6 +218,22 @@ impl Service for Core {
         source: tempfile::TempPath,
     ) -> BoxFuture<'a, Result<BuildView, Refused>> {
         self.take_in(ticket, spec, source).boxed()
+    }
+
+    fn accept_tree<'a>(
+        &'a self,
+        ticket: Ticket,
+        spec: SubmitSpec,
+        tree: TreeId,
+        source: Option<tempfile::TempPath>,
+    ) -> BoxFuture<'a, Result<BuildView, Refused>> {
+        async move {
+            let (known, arrived) = (source.is_none(), self.context.chronicle.anchor().now());
+            let received = local::receive_tree(self.config.get(), spec, tree, source).await?;
+            TreeTaken { known }.emit();
+            self.begin(ticket, arrived, received).await
+        }
+        .boxed()
     }
 
     fn builds(&self, limit: u32) -> BoxFuture<'_, Result<Vec<BuildView>, Refused>> {

@@ -20,6 +20,7 @@ use crate::janitor::plan::Expected;
 use crate::janitor::retain::{self, Item, Policy};
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
+use crate::source::trees::{self, Trees};
 use crate::store::{BuildRecord, Ended, StoreError};
 use crate::telemetry::caching::CachesCounted;
 use crate::telemetry::events::{Degraded, DiskMeasured, Removed, Stored};
@@ -42,6 +43,8 @@ const SPOOL_LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 const SPANS_SLACK: Duration = Duration::from_secs(2 * 86_400);
 /// Rows of each table of timelines that are kept at most: the lives of some ten thousand VMs, in some 30 MB.
 const SPANS_MAX: u32 = 150_000;
+/// Trees that are kept at most: more than a team has branches.
+const TREES_MAX: usize = 1000;
 
 /// What the books say of each VM of ours.
 pub fn expected(snapshot: &PoolSnapshot) -> BTreeMap<String, Expected> {
@@ -123,6 +126,7 @@ async fn disk_round(context: &BuildContext, known: &mut HashMap<BuildId, u64>) -
     retain_spans(context, &unfinished, &ended).await?;
     remove_strays(context, there, ids).await?;
     remove_spool(context, needed).await;
+    remove_trees(context).await;
     remove_vm_logs(context).await;
     measure(config.clone()).await;
     Ok(())
@@ -236,6 +240,27 @@ async fn remove_spool(context: &BuildContext, needed: BTreeSet<String>) {
     }
 }
 
+/// Trees that nobody asked for lately, and what is none.
+async fn remove_trees(context: &BuildContext) {
+    let config = context.config.get();
+    let kept = Trees::new(config.home.trees());
+    let list = kept.clone();
+    let there = look(move || list.list(UnixMillis::now())).await;
+    let policy = config.api.source_keep_bytes.map(|max| Policy {
+        count: TREES_MAX,
+        age: config.api.source_keep_age,
+        bytes: Some(max.0),
+        short_of: short_of(&config),
+    });
+    let gone = trees::surplus(there, policy.as_ref(), SPOOL_LEFTOVER_AGE);
+    for entry in gone {
+        let (trees, name) = (kept.clone(), entry.name.clone());
+        if blocking::io(move || trees.remove(&name)).await.is_ok() {
+            Removed { what: Stored::Trees, name: &entry.name, bytes: entry.bytes }.emit();
+        }
+    }
+}
+
 /// What VMs printed, when they are long gone.
 async fn remove_vm_logs(context: &BuildContext) {
     let config = context.config.get();
@@ -275,6 +300,7 @@ async fn measure(config: Arc<Config>) {
         [
             (Stored::Builds, disk::usage(&home.builds())),
             (Stored::Spool, disk::usage(&home.spool())),
+            (Stored::Trees, disk::usage(&home.trees())),
             (Stored::Vms, disk::usage(&config.runtime.tart_home)),
             (Stored::Logs, disk::usage(&home.vm_logs())),
             (Stored::Caches, disk::usage(&home.caches())),

@@ -575,6 +575,7 @@ impl Reconciled {
 pub enum Stored {
     Builds,
     Spool,
+    Trees,
     Vms,
     Logs,
     Caches,
@@ -582,17 +583,33 @@ pub enum Stored {
 
 impl Stored {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Builds, Self::Spool, Self::Vms, Self::Logs, Self::Caches];
+    pub const ALL: [Self; 6] =
+        [Self::Builds, Self::Spool, Self::Trees, Self::Vms, Self::Logs, Self::Caches];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Builds => "builds",
             Self::Spool => "spool",
+            Self::Trees => "trees",
             Self::Vms => "vms",
             Self::Logs => "logs",
             Self::Caches => "caches",
         }
+    }
+}
+
+/// A source came by its tree's name.
+pub struct TreeTaken {
+    /// It was here, and nothing was sent.
+    pub known: bool,
+}
+impl TreeTaken {
+    /// Logs and counts it.
+    pub fn emit(self) {
+        let result = if self.known { "known" } else { "sent" };
+        counter!(names::TREES, "result" => result).increment(1);
+        debug!(result, "a source's tree was taken");
     }
 }
 

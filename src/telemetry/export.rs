@@ -98,6 +98,9 @@ impl Exporter {
         gauge!(names::ORPHANS_STUCK).set(0.0);
         counter!(names::TRACE_SPANS_DROPPED).absolute(0);
         caching::zero();
+        for result in ["known", "sent"] {
+            counter!(names::TREES, "result" => result).absolute(0);
+        }
         for what in Stored::ALL {
             gauge!(names::DISK_USED, "what" => what.as_str()).set(0.0);
             gauge!(names::DISK_APPARENT, "what" => what.as_str()).set(0.0);

@@ -87,7 +87,8 @@ catalogue! {
     JANITOR_ACTIONS = "preheat_janitor_actions_total", Counter, ["action"], "What the janitor did about what it found.";
     RECONCILE_LAST_SUCCESS = "preheat_reconcile_last_success_timestamp_seconds", Gauge, [], "When the host's VMs were last compared with the books, in seconds since 1970.";
     ORPHANS_STUCK = "preheat_orphans_stuck", Gauge, [], "VMs of ours that are in no book and could not be removed: whatever they hold of the host is lost.";
-    DISK_USED = "preheat_disk_used_bytes", Gauge, ["what"], "Blocks that builds, the spool, VMs with their images, VMs' logs, and caches take; where clones share blocks unseen (APFS), an upper bound.";
+    TREES = "preheat_source_trees_total", Counter, ["result"], "Sources that came by their tree's name: known and not sent, or sent.";
+    DISK_USED = "preheat_disk_used_bytes", Gauge, ["what"], "Blocks that builds, the spool, kept source trees (a build's own source is one of them), VMs with their images, VMs' logs, and caches take; where clones share blocks unseen (APFS), an upper bound.";
     DISK_APPARENT = "preheat_disk_apparent_bytes", Gauge, ["what"], "What the lengths of the same files add up to, holes included.";
     TRACE_SPANS_DROPPED = "preheat_trace_spans_dropped_total", Counter, [], "Pieces of timelines that the journal could not take: traces have gaps there.";
     DISK_REMOVED = "preheat_disk_removed_total", Counter, ["what"], "Builds, sources, logs and caches that were removed because they were kept long enough or the disk was short.";

@@ -1,8 +1,11 @@
 //! Where a source comes from, and what must not be seen of a build's secrets. In the shared house.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -115,6 +118,78 @@ fn a_secret_is_used_in_the_step_and_seen_nowhere_else() {
         assert!(!text.contains(&secret), "{text}");
     }
     assert_eq!(holding(&house.home(), &secret), Vec::<PathBuf>::new(), "after the build");
+}
+
+/// A way to the daemon that counts what goes there.
+struct Gauge {
+    url: String,
+    sent: Arc<AtomicU64>,
+}
+
+impl Gauge {
+    fn before(daemon: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let daemon = daemon.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let sent = Arc::new(AtomicU64::new(0));
+        let counted = sent.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let server = TcpStream::connect(&daemon).expect("connected");
+                let back = (server.try_clone().expect("cloned"), client.try_clone().expect("cloned"));
+                let counted = counted.clone();
+                std::thread::spawn(move || {
+                    let (mut client, mut server) = (client, server);
+                    let mut piece = vec![0; 64 << 10];
+                    while let Ok(n @ 1..) = client.read(&mut piece) {
+                        counted.fetch_add(n as u64, Ordering::Relaxed);
+                        if server.write_all(&piece[..n]).is_err() {
+                            break;
+                        }
+                    }
+                    server.shutdown(Shutdown::Write).ok();
+                });
+                std::thread::spawn(move || {
+                    let (mut server, mut client) = back;
+                    std::io::copy(&mut server, &mut client).ok();
+                    client.shutdown(Shutdown::Write).ok();
+                });
+            }
+        });
+        Self { url, sent }
+    }
+
+    /// Since it was asked last.
+    fn sent(&self) -> u64 {
+        self.sent.swap(0, Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn an_unchanged_tree_is_not_sent_twice() {
+    let house = shared();
+    let noise: String = (0..120_000_u32).map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9))).collect();
+    let root = crate::projects::folder(house.dir(), "once", &[("noise", &noise), ("word", "first\n")]);
+    let gauge = Gauge::before(&house.url());
+    let project = root.display().to_string();
+    let built = || {
+        let args =
+            ["--url", &gauge.url, "run", &project, "--pool", "linux", "--step", "cat word; wc -c <noise"];
+        let output = house.preheat(&args);
+        assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+        (out(&output), gauge.sent())
+    };
+    let (printed, sent) = built();
+    let size = format!("{}\n", noise.len());
+    assert!(printed.contains("first\n") && printed.contains(&size), "{printed}");
+    assert!(sent > noise.len() as u64, "the daemon had never seen it: {sent}");
+    let (again, sent) = built();
+    assert!(again.contains("first\n") && again.contains(&size), "{again}");
+    assert!(sent < noise.len() as u64 / 10, "{sent} bytes were sent of what was there");
+    fs::write(root.join("word"), "other\n").expect("written");
+    let (printed, sent) = built();
+    assert!(printed.contains("other\n") && printed.contains(&size), "{printed}");
+    assert!(sent > noise.len() as u64, "{sent}");
 }
 
 #[test]
