@@ -73,9 +73,7 @@ fn status(refused: &Refused) -> StatusCode {
         Refused::BuildUnknown(_)
         | Refused::ArtifactUnknown { .. }
         | Refused::CacheUnknown(_)
-        | Refused::TreeUnknown(_) => {
-            StatusCode::NOT_FOUND
-        }
+        | Refused::TreeUnknown(_) => StatusCode::NOT_FOUND,
         Refused::BuildOver(_) => StatusCode::CONFLICT,
         Refused::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }

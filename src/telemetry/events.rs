@@ -583,8 +583,7 @@ pub enum Stored {
 
 impl Stored {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Builds, Self::Spool, Self::Trees, Self::Vms, Self::Logs, Self::Caches];
+    pub const ALL: [Self; 6] = [Self::Builds, Self::Spool, Self::Trees, Self::Vms, Self::Logs, Self::Caches];
 
     /// The label.
     pub fn as_str(self) -> &'static str {

@@ -10,7 +10,7 @@ use preheat::api::service::Service;
 use preheat::blocking;
 use preheat::build::actor::BuildContext;
 use preheat::clock;
-use preheat::config::Loaded;
+use preheat::config::{Config, Loaded};
 use preheat::jitter;
 use preheat::pool::snapshot::PoolSnapshot;
 use preheat::runtime::ListedState;
@@ -165,6 +165,14 @@ fn live(world: &Arc<World>, machine: Machine, loaded: &Loaded, end: End) {
     world.end_life(lived, pause);
 }
 
+/// What is on the host but what the next daemon can resume from.
+fn left_behind(world: &World, config: &Config) -> Vec<String> {
+    let kept = verdict::suspended(config);
+    let stays = |(name, vm): &(&String, &Vm)| vm.state == ListedState::Suspended && kept.contains(*name);
+    let inner = world.lock();
+    inner.vms.iter().filter(|row| !stays(row)).map(|(name, _)| name.clone()).collect()
+}
+
 async fn daemon(world: &Arc<World>, machine: Machine, loaded: &Loaded, end: End) {
     let config = Arc::new(loaded.config.clone());
     let store = match Store::open(&config.home.journal()) {
@@ -222,13 +230,7 @@ async fn daemon(world: &Arc<World>, machine: Machine, loaded: &Loaded, end: End)
             }
             traces::are_whole(world, &service).await;
             daemon.stop().await;
-            let kept = verdict::suspended(&config);
-            let stays =
-                |(name, vm): &(&String, &Vm)| vm.state == ListedState::Suspended && kept.contains(*name);
-            let inner = world.lock();
-            let left: Vec<String> =
-                inner.vms.iter().filter(|row| !stays(row)).map(|(name, _)| name.clone()).collect();
-            drop(inner);
+            let left = left_behind(world, &config);
             if left.len() != FOREIGN.len() {
                 world.lock().violation(format!("after a stop there are {left:?}"));
             }
