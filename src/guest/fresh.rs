@@ -160,6 +160,11 @@ mod tests {
     }
 
     #[test]
+    fn whether_what_waits_has_died_is_not_asked_by_a_signal_that_root_may_refuse() {
+        assert!(!include_str!("sh/await_fresh.sh").contains("kill"));
+    }
+
+    #[test]
     fn the_scripts_can_stand_between_single_quotes() {
         for script in [include_str!("sh/fresh.sh"), include_str!("sh/await_fresh.sh")] {
             assert!(!joined(&[script]).contains('\''), "{script}");

@@ -2,20 +2,25 @@
 umask 077
 dir=$HOME/.preheat/fresh
 rm -rf "$dir"
-mkdir -p "$dir" && cd "$dir" && mkfifo in out || { printf "cannot make %s\n" "$dir"; exit 73; }
-command -v sudo >/dev/null || [ "$(id -u)" = 0 ] || { printf "there is no sudo\n"; exit 69; }
-as_root=
-[ "$(id -u)" = 0 ] || as_root="sudo -n"
-$as_root /bin/sh -c "$1" preheat "$dir" </dev/null >sudo.log 2>&1 &
-waiter=$!
-# Whether it is there is its word to say; should it end instead, its pipe would wait for ever.
-(wait_for=0; while kill -0 "$waiter" 2>/dev/null && [ ! -e awaiting ] && [ "$wait_for" -lt 300 ]; do
-  wait_for=$((wait_for + 1)); sleep 0.1 || sleep 1
-done)
+if ! { mkdir -p "$dir" && cd "$dir" && mkfifo in out; }; then
+  printf "cannot make %s\n" "$dir"
+  exit 73
+fi
+as_root="sudo -n"
+[ "$(id -u)" != 0 ] || as_root=
+# Whether it has ended is written down by its own shell: to ask for it by a signal is refused now and then while sudo is root.
+(
+  $as_root /bin/sh -c "$1" preheat "$dir"
+  true >ended
+) </dev/null >waiter.log 2>&1 &
+looks=0
+while [ ! -e awaiting ] && [ ! -e ended ] && [ "$looks" -lt 300 ]; do
+  looks=$((looks + 1))
+  sleep 0.1 || sleep 1
+done
 if [ -e awaiting ]; then
   printf "awaiting\n"
 else
-  kill "$waiter" 2>/dev/null
-  head -n 3 sudo.log
+  head -n 3 waiter.log
   exit 77
 fi
