@@ -2,7 +2,7 @@
 //! uploader is started again, a failed build is attempted again, and a failed pool ends the daemon: its books are broken, its
 //! VMs are taken away with it, and the next start reads the journal and the host afresh.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,7 +87,8 @@ pub struct Tree {
     pool: PoolHandle,
     pool_id: ActorId,
     uploader: ActorRef<UploadMessage>,
-    builds: HashMap<ActorId, BuildChild>,
+    /// In the order in which they came, so that they end in one: a simulated history is the same for its seed.
+    builds: BTreeMap<ActorId, BuildChild>,
     intensity: Intensity,
     broken: mpsc::Sender<String>,
 }
@@ -130,7 +131,7 @@ impl Actor for Supervisor {
             pool_id: pool.id(),
             pool,
             uploader,
-            builds: HashMap::new(),
+            builds: BTreeMap::new(),
             intensity: Intensity::new(RESTARTS_MAX, RESTARTS_WINDOW),
             broken: args.broken,
         })
@@ -160,7 +161,7 @@ impl Actor for Supervisor {
             }
             SupervisorMessage::StopBuilds(reply) => {
                 // Killed, not asked: a build's end must not be mistaken for its result.
-                tree.builds.drain().for_each(|(_, child)| child.cell.kill());
+                std::mem::take(&mut tree.builds).into_values().for_each(|child| child.cell.kill());
                 reply.send(()).ok();
             }
         }
