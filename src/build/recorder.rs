@@ -85,6 +85,7 @@ async fn write_down(
     let mut last = 0;
     while changed.changed().await.is_ok() {
         tokio::select! {
+            biased;
             _ = hurry.wait_for(|wanted| *wanted > last) => {}
             () = tokio::time::sleep(UNHURRIED) => {}
         }

@@ -28,6 +28,7 @@ use crate::clock::UnixMillis;
 use crate::config::Caches;
 use crate::ids::BuildId;
 use crate::janitor::retain::{self, Item, Policy};
+use crate::jitter;
 use crate::telemetry::caching::{CacheRemoved, Removal};
 
 /// Of notes. Another one's entries are nobody's.
@@ -187,7 +188,7 @@ impl Shelf {
     /// Every entry, the last used first. From memory.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries: Vec<Entry> = self.lock().values().map(|lying| lying.entry.clone()).collect();
-        entries.sort_by(|a, b| b.used_ms.cmp(&a.used_ms).then_with(|| a.id.cmp(&b.id)));
+        entries.sort_by(|a, b| b.used_ms.cmp(&a.used_ms).then_with(|| (&a.key, &a.id).cmp(&(&b.key, &b.id))));
         entries
     }
 
@@ -204,7 +205,8 @@ impl Shelf {
         let exact = of_scope().find(|lying| lying.entry.key == key);
         let newest = |prefix: &String| {
             let begin_so = of_scope().filter(|lying| lying.entry.key.starts_with(prefix.as_str()));
-            begin_so.max_by_key(|lying| (lying.entry.saved_ms, lying.entry.id.clone()))
+            begin_so
+                .max_by_key(|lying| (lying.entry.saved_ms, lying.entry.key.clone(), lying.entry.id.clone()))
         };
         let lying = exact.or_else(|| restore_keys.iter().find_map(newest))?;
         Some(Found {
@@ -274,7 +276,7 @@ impl Shelf {
         if entries.values().any(|lying| lying.entry.is_of(scope) && lying.entry.key == key) {
             return Ok(Kept::Present);
         }
-        let mut id = uuid::Uuid::new_v4().simple().to_string();
+        let mut id = some_id();
         id.truncate(ID_CHARS);
         let entry = Entry {
             version: VERSION,
@@ -346,6 +348,12 @@ fn read_note(folder: &Path, id: &str) -> Option<Entry> {
     let tar = fs::symlink_metadata(folder.join(format!("{id}.{TAR}"))).ok()?;
     let right = entry.version == VERSION && entry.id == id && tar.is_file() && tar.len() == entry.bytes;
     right.then_some(entry)
+}
+
+/// A name that nothing has. By the seeded chance, so that a simulated history is the same for the same seed.
+fn some_id() -> String {
+    let word = || (jitter::next() * f64::from(u32::MAX)) as u32;
+    format!("{:08x}{:08x}{:08x}{:08x}", word(), word(), word(), word())
 }
 
 /// A file that is named as ours are and belongs to no entry. What is named otherwise is somebody's.

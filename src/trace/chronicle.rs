@@ -131,6 +131,7 @@ pub async fn write(store: Store, mut unwritten: Unwritten) {
         // Somebody who waits for it is not kept waiting.
         if !told.iter().any(|note| matches!(note, Note::Settle(_))) {
             tokio::select! {
+                biased;
                 () = sleep(GATHER) => {}
                 () = asked(notes, &mut told) => {}
             }
