@@ -2,7 +2,9 @@
 
 #![expect(dead_code, reason = "each bench uses its part")]
 
+pub mod builds;
 pub mod peer;
+pub mod process;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,11 +12,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use preheat::api::wire::{VmList, VmView};
+use preheat::api::wire::{ReloadView, VmList, VmView};
 use preheat::cli::client::Client;
 use preheat::clock::Deadline;
 use preheat::runtime::command::{Group, Invocation, Streams};
 use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 /// Where `tart-qemu` lets a guest's sshd answer.
@@ -25,6 +28,7 @@ const IMAGE_LIMIT: Duration = Duration::from_secs(900);
 const START_LIMIT: Duration = Duration::from_secs(150);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const WARM_LIMIT: Duration = Duration::from_secs(300);
+const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The machine counts as quiet when all its cores together were idle for this share of a look.
@@ -81,7 +85,7 @@ impl std::fmt::Display for Spread {
     }
 }
 
-/// Runs a bench, and prints why it failed. Ctrl-C ends it as a failure does: the daemon is told to stop.
+/// Runs a bench, and prints why it failed. A signal ends it as a failure does: the daemon is told to stop.
 pub fn main(bench: impl Future<Output = Result<()>>) -> std::process::ExitCode {
     rustls::crypto::ring::default_provider().install_default().ok();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -91,10 +95,19 @@ pub fn main(bench: impl Future<Output = Result<()>>) -> std::process::ExitCode {
     let done = runtime.block_on(async {
         tokio::select! {
             done = bench => done,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            () = told_to_stop() => bail!("interrupted"),
         }
     });
     done.map_or_else(|error| failed(&error), |()| std::process::ExitCode::SUCCESS)
+}
+
+/// Ctrl-C, or the SIGTERM of who has waited long enough.
+async fn told_to_stop() {
+    let Ok(mut terminated) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
 }
 
 fn failed(error: &anyhow::Error) -> std::process::ExitCode {
@@ -108,32 +121,44 @@ pub struct Installation {
     pub pid: u32,
     daemon: Option<Group>,
     home: TempDir,
+    /// The configuration without its pools.
+    base: String,
 }
 
 impl Installation {
     /// Makes one with the image `linux`, and starts the daemon with these pools.
     pub async fn start(pools: &str) -> Result<Self> {
+        Self::with_images(&[("linux", "linux")], pools).await
+    }
+
+    /// Makes one with these images, each of what it says it is (`linux`, `darwin`), and starts the daemon with these pools;
+    /// the first image is that of a pool that names none.
+    pub async fn with_images(images: &[(&str, &str)], pools: &str) -> Result<Self> {
         let home = tempfile::Builder::new().prefix("preheat-bench-").tempdir()?;
         say("preparing: the guest image, and a daemon");
-        let image = Invocation::new(root().join("vm-setup/linux-guest")).env("PREHEAT_HOME", home.path());
-        let made = image.output(IMAGE_LIMIT).await?;
-        if !made.status.success() {
-            bail!("vm-setup/linux-guest failed: {}", made.stderr);
+        for (name, os) in images {
+            let make =
+                Invocation::new(root().join("vm-setup/linux-guest")).args(["--name", name, "--os", os]);
+            let made = make.env("PREHEAT_HOME", home.path()).output(IMAGE_LIMIT).await?;
+            if !made.status.success() {
+                bail!("vm-setup/linux-guest failed: {}", made.stderr);
+            }
         }
+        let (image, _) = images.first().context("an image")?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let config = format!(
+        let base = format!(
             "[host]\ndisk_free_min = \"64 MiB\"\n[runtime]\nprogram = \"{}\"\n[api]\nlisten = \"127.0.0.1:{port}\"\n\
-             [pool_defaults]\nimage = \"linux\"\nport = {SSH_PORT}\n{pools}",
+             [pool_defaults]\nimage = \"{image}\"\nport = {SSH_PORT}\n",
             env!("CARGO_BIN_EXE_tart-qemu"),
         );
-        std::fs::write(home.path().join("preheat.toml"), config)?;
+        std::fs::write(home.path().join("preheat.toml"), format!("{base}{pools}"))?;
         let log = std::fs::File::create(home.path().join("daemon.log"))?;
         let daemon = Invocation::new(env!("CARGO_BIN_EXE_preheat"))
             .arg("serve")
             .env("PREHEAT_HOME", home.path())
             .spawn(Streams::File(log))?;
         let client = Client::new(&format!("http://127.0.0.1:{port}"), None).map_err(problem)?;
-        let this = Self { client, pid: daemon.pid(), daemon: Some(daemon), home };
+        let this = Self { client, pid: daemon.pid(), daemon: Some(daemon), home, base };
         let limit = Deadline::after(START_LIMIT);
         while this.vms().await.is_err() {
             if limit.left().is_zero() {
@@ -142,6 +167,30 @@ impl Installation {
             sleep(LOOK).await;
         }
         Ok(this)
+    }
+
+    /// Puts other pools in the place of those that there are.
+    pub async fn follow(&self, pools: &str) -> Result<()> {
+        std::fs::write(self.home.path().join("preheat.toml"), format!("{}{pools}", self.base))?;
+        let said = self.client.post::<ReloadView>(&["api", "v1", "config", "reload"], RELOAD_LIMIT).await;
+        said.map(drop).map_err(problem)
+    }
+
+    /// Where `tart-qemu` keeps the VMs.
+    pub fn tart_home(&self) -> PathBuf {
+        self.home.path().join("tart")
+    }
+
+    /// The sum and the count of a histogram, over the series whose labels hold `label`.
+    pub async fn histogram(&self, name: &str, label: &str) -> Result<(f64, f64)> {
+        let url = format!("{}/metrics", self.client.url());
+        let text = reqwest::get(url).await?.error_for_status()?.text().await?;
+        let sum = |suffix: &str| {
+            let series = format!("{name}_{suffix}{{");
+            let lines = text.lines().filter(|line| line.starts_with(&series) && line.contains(label));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+        };
+        Ok((sum("sum"), sum("count")))
     }
 
     pub fn key(&self) -> PathBuf {
@@ -173,12 +222,18 @@ impl Installation {
     /// Waits until `warm` VMs are warm and no other is on its way, and then, as far as others let it be so, until the
     /// machine is quiet.
     pub async fn settled(&self, warm: usize) -> Result<Vec<VmView>> {
+        let vms = self.filled(warm).await?;
+        quiet(Duration::from_secs(10)).await;
+        Ok(vms)
+    }
+
+    /// Waits until `warm` VMs are warm and no other is on its way.
+    pub async fn filled(&self, warm: usize) -> Result<Vec<VmView>> {
         let limit = Deadline::after(WARM_LIMIT);
         loop {
             let vms = self.vms().await?;
-            let moving = vms.iter().any(|vm| !matches!(vm.state.as_str(), "warm" | "prepared"));
+            let moving = vms.iter().any(|vm| !matches!(vm.state.as_str(), "warm" | "suspended"));
             if !moving && vms.iter().filter(|vm| vm.state == "warm").count() == warm {
-                quiet(Duration::from_secs(10)).await;
                 return Ok(vms);
             }
             if limit.left().is_zero() {

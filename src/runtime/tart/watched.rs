@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -24,7 +25,12 @@ pub(super) async fn until<T>(
     let changed = Arc::new(Notify::new());
     let told = changed.clone();
     // Before the first look: a change between the two is told.
-    let mut watcher = notify::recommended_watcher(move |_| told.notify_one()).ok();
+    let mut watcher = notify::recommended_watcher(move |event| {
+        if may_have_changed(&event) {
+            told.notify_one();
+        }
+    })
+    .ok();
     let mut watched = false;
     let mut pause = LOOK_FIRST;
     loop {
@@ -46,9 +52,33 @@ pub(super) async fn until<T>(
     }
 }
 
+/// That somebody reads it is told too; to look for that would be to look for ever, because each look reads it.
+fn may_have_changed(event: &notify::Result<Event>) -> bool {
+    match event.as_ref().map(|event| event.kind) {
+        Ok(EventKind::Access(AccessKind::Close(AccessMode::Write))) => true,
+        Ok(EventKind::Access(_)) => false,
+        Ok(_) | Err(_) => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn to_look_is_not_a_change() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("leases");
+        std::fs::write(&file, "nothing of interest").expect("written");
+        let mut looks = 0;
+        let seen = until(&file, Deadline::after(Duration::from_secs(1)), || {
+            looks += 1;
+            std::fs::read_to_string(&file).ok().filter(|text| text.is_empty())
+        });
+        assert_eq!(seen.await, None);
+        // The pauses double: there is no time for more of them within the deadline, however fast the machine is.
+        assert!(looks < 15, "looked {looks} times");
+    }
 
     #[tokio::test]
     async fn what_is_written_after_the_first_look_is_seen() {
