@@ -83,7 +83,8 @@ async fn bench() -> Result<()> {
         shape(&at, "10000files", async |at| many(at, 10_000)).await?,
         shape(&at, "node_modules", node_modules).await?,
     ];
-    let only = std::env::var("PREHEAT_BENCH_SHAPE").ok();
+    let asked = |name| std::env::var(name).ok();
+    let (only, only_way) = (asked("PREHEAT_BENCH_SHAPE"), asked("PREHEAT_BENCH_WAY"));
     let installation = Installation::start("[pool.warm]\nwarm = 1\nmax = 1\n").await?;
     installation.machine(1).await?;
     let vms = installation.settled(1).await?;
@@ -91,7 +92,8 @@ async fn bench() -> Result<()> {
     let lab = Lab::open(&installation, address).await?;
     let (mut worst, mut worst_cpu) = (0.0_f64, 0.0_f64);
     for shape in shapes.iter().filter(|s| only.as_ref().is_none_or(|only| s.name == only)) {
-        for way in [Way::Up, Way::Down] {
+        let ways = [Way::Up, Way::Down];
+        for way in ways.into_iter().filter(|way| only_way.as_ref().is_none_or(|only| way.word() == only)) {
             let (wall, cpu) = lab.compare(shape, way).await?;
             figure(&format!("transfer_{}_{}_over_best_peer", way.word(), shape.name), wall);
             (worst, worst_cpu) = (worst.max(wall), worst_cpu.max(cpu));

@@ -2,16 +2,15 @@
 //! folder, or nothing. Blocking code.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, Bytes};
 use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType};
-use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 
 use super::globs::checked;
@@ -30,14 +29,24 @@ pub(super) struct Sink {
     received: AtomicU64,
 }
 
-/// A file on its way. Dropped unfinished, it was never there.
+/// A file on its way, where it belongs: nobody looks into the folder before all of it is there. Dropped unfinished, it goes.
 #[derive(Debug)]
 pub(super) struct Incoming<'a> {
     sink: &'a Sink,
     path: String,
-    file: NamedTempFile,
+    place: PathBuf,
+    file: File,
     hash: Sha256,
     bytes: u64,
+    whole: bool,
+}
+
+impl Drop for Incoming<'_> {
+    fn drop(&mut self) {
+        if !self.whole {
+            fs::remove_file(&self.place).ok();
+        }
+    }
 }
 
 impl Sink {
@@ -46,11 +55,22 @@ impl Sink {
         Self { into: into.to_owned(), max, received: AtomicU64::new(0) }
     }
 
-    /// Begins a file. Its name must have been [checked].
-    pub(super) fn begin(&self, path: &str) -> Result<Incoming<'_>, TakeError> {
-        let file = tempfile::Builder::new().prefix(".preheat-part-").tempfile_in(&self.into);
-        let file = file.map_err(TakeError::Host)?;
-        Ok(Incoming { sink: self, path: path.to_owned(), file, hash: Sha256::new(), bytes: 0 })
+    /// Begins a file. Its name must have been [checked]; nothing may be there yet: two names may be one on this host's file
+    /// system.
+    pub(super) fn begin(&self, path: &str, executable: bool) -> Result<Incoming<'_>, TakeError> {
+        let place = self.into.join(path);
+        let mode = if executable { 0o755 } else { 0o644 };
+        let made = match create(&place, mode) {
+            // The first file of its folder. All others spare the question.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let folder = place.parent().unwrap_or(&self.into);
+                fs::create_dir_all(folder).and_then(|()| create(&place, mode))
+            }
+            made => made,
+        };
+        let file = made.map_err(|e| misplaced(path, e))?;
+        let path = path.to_owned();
+        Ok(Incoming { sink: self, path, place, file, hash: Sha256::new(), bytes: 0, whole: false })
     }
 
     /// Refuses `bytes` more if they are too many. Counts nothing.
@@ -73,17 +93,21 @@ impl Incoming<'_> {
         self.file.write_all(bytes).map_err(TakeError::Host)
     }
 
-    /// Puts the whole file in its place, where nothing may be yet: two names may be one on this host's file system.
-    pub(super) fn finish(self, executable: bool) -> Result<Taken, TakeError> {
-        let place = self.sink.into.join(&self.path);
-        if let Some(folder) = place.parent() {
-            fs::create_dir_all(folder).map_err(|e| misplaced(&self.path, e))?;
-        }
-        let mode = if executable { 0o755 } else { 0o644 };
-        self.file.as_file().set_permissions(Permissions::from_mode(mode)).map_err(TakeError::Host)?;
-        self.file.persist_noclobber(&place).map_err(|e| misplaced(&self.path, e.error))?;
-        Ok(Taken { path: self.path, bytes: self.bytes, sha256: hex(&self.hash.finalize()) })
+    /// All of it is there.
+    pub(super) fn finish(mut self) -> Taken {
+        self.whole = true;
+        let hash = std::mem::take(&mut self.hash);
+        Taken { path: std::mem::take(&mut self.path), bytes: self.bytes, sha256: hex(&hash.finalize()) }
     }
+}
+
+/// A new file of this mode, whatever the daemon's own habits are.
+fn create(place: &Path, mode: u32) -> io::Result<File> {
+    let file = File::options().write(true).create_new(true).mode(mode).open(place)?;
+    if file.metadata()?.permissions().mode() & 0o777 != mode {
+        file.set_permissions(Permissions::from_mode(mode))?;
+    }
+    Ok(file)
 }
 
 /// A name that has no place beside the others is the guest's doing, not this host's: a file below a file, a part too
@@ -125,13 +149,13 @@ pub(super) fn receive_tar(from: impl Read, wanted: &[String], sink: &Sink) -> Re
         if matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse) {
             let executable = entry.header().mode().unwrap_or(0) & 0o111 != 0;
             sink.allow(entry.size())?;
-            let mut incoming = sink.begin(&name)?;
+            let mut incoming = sink.begin(&name, executable)?;
             copy(&mut entry, &mut incoming)?;
             if incoming.bytes != entry.size() {
                 // A stream that ends inside a file looks to the library like the file's end.
                 return Err(broken(&io::ErrorKind::UnexpectedEof.into()));
             }
-            taken.insert(name, incoming.finish(executable)?);
+            taken.insert(name, incoming.finish());
         } else if matches!(kind, EntryType::Link) {
             // A second name of a file that came before: a file of its own here.
             let target = entry.link_name_bytes().and_then(|t| checked(without_dot(&t)));
@@ -178,9 +202,9 @@ fn copy(from: &mut impl Read, to: &mut Incoming<'_>) -> Result<(), TakeError> {
 fn copy_within(sink: &Sink, from: &str, to: &str) -> Result<Taken, TakeError> {
     let mut source = fs::File::open(sink.into.join(from)).map_err(TakeError::Host)?;
     let executable = source.metadata().map_err(TakeError::Host)?.permissions().mode() & 0o111 != 0;
-    let mut incoming = sink.begin(to)?;
+    let mut incoming = sink.begin(to, executable)?;
     copy(&mut source, &mut incoming)?;
-    incoming.finish(executable)
+    Ok(incoming.finish())
 }
 
 /// The pieces of a stream, for code that blocks on them.

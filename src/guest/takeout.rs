@@ -446,7 +446,7 @@ pub(super) async fn fetch(
     let (pieces, mut from) = mpsc::channel::<Bytes>(PIECES_WAITING);
     let (sink, name) = (Arc::clone(sink), name.to_owned());
     let writing = tokio::task::spawn_blocking(move || {
-        let mut incoming = sink.begin(&name)?;
+        let mut incoming = sink.begin(&name, executable)?;
         let mut missing = bytes;
         while let Some(piece) = from.blocking_recv() {
             missing = missing.saturating_sub(piece.len() as u64);
@@ -455,7 +455,7 @@ pub(super) async fn fetch(
         if missing > 0 {
             return Err(failed(format!("`{name}` was cut off {missing} bytes before its end")).into());
         }
-        incoming.finish(executable)
+        Ok(incoming.finish())
     });
     let read = read_pipelined(&file, bytes, pieces).await;
     drop(file);
