@@ -24,6 +24,7 @@ pub async fn fresh_ssh(installation: &Installation, address: &str) -> Result<Dur
         "UpdateHostKeys=no",
         "Compression=no",
         "Ciphers=chacha20-poly1305@openssh.com,aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes128-ctr",
+        "KexAlgorithms=^ecdh-sha2-nistp256,curve25519-sha256",
         "LogLevel=ERROR",
     ];
     let ssh = Invocation::new("ssh")

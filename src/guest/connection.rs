@@ -95,13 +95,15 @@ async fn attempt(
 ) -> Result<Connection, Miss> {
     let Master { session, lost, alive } = master::dial(target, patience, deadline).await?;
     let wire = Wire::new(session, lost);
-    if let Some(fresh) = fresh {
-        // It takes it once: another attempt would find nobody.
-        fresh::give(&wire, fresh, deadline).await.map_err(Miss::Hopeless)?;
-    }
     let limit = Deadline::after(FIRST_COMMAND).min(deadline);
     let id = RunId::new();
-    let mut standby = wire.open(&wrapper_command(&id, &[])).await.map_err(|f| Miss::Closed(f.text))?;
+    let before = fresh.map_or("", |_| fresh::HAND_OVER);
+    let command = wrapper_command(before, &id, &[]);
+    let mut standby = wire.open(&command).await.map_err(|f| Miss::Closed(f.text))?;
+    if let Some(fresh) = fresh {
+        // It is taken once: another attempt would find nobody.
+        fresh::give(&wire, &mut standby, fresh, deadline).await.map_err(Miss::Hopeless)?;
+    }
     let Some(stderr) = standby.stderr.as_mut() else { return Err(Miss::Closed("no stderr".into())) };
     match timeout_at(limit.instant(), wire.or_lost(said(stderr, READY))).await {
         Ok(Ok(true)) => {}
@@ -189,7 +191,7 @@ impl Connection {
             self.restock();
             return Ok(standby.exec);
         }
-        self.wire.open(&wrapper_command(id, &[])).await
+        self.wire.open(&wrapper_command("", id, &[])).await
     }
 
     /// What waits for the source, once.
@@ -244,7 +246,7 @@ impl Connection {
                 return;
             }
             let id = RunId::new();
-            if let Ok(mut exec) = connection.wire.open(&wrapper_command(&id, &over)).await {
+            if let Ok(mut exec) = connection.wire.open(&wrapper_command("", &id, &over)).await {
                 let ready = connection.ready.load(Ordering::Relaxed);
                 let logged_in = ready && told(&mut exec, LOGIN).await;
                 connection.standby().get_or_insert(Standby { id, exec, logged_in });

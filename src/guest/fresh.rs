@@ -12,15 +12,16 @@
 
 use std::time::Duration;
 
+use openssh::ChildStdout;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use secrecy::zeroize::Zeroizing;
 use ssh_key::private::{Ed25519Keypair, PrivateKey};
 use ssh_key::{LineEnding, PublicKey};
-use tokio::io::AsyncWriteExt;
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::transfer::read_all;
-use super::wire::{Exec, Status, Wire};
+use super::wire::{Exec, LOSS_SHOWS, Status, Wire, write};
 use super::wrapper::joined;
 use crate::clock::{Deadline, UnixMillis};
 use crate::runtime::{Fault, Reason};
@@ -30,6 +31,9 @@ const SEED_BYTES: usize = 32;
 
 /// It waits already, so that it answers at once; and it is asked once.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Of what a guest says instead. It is for people.
+const LINE_BYTES_MAX: usize = 600;
 
 const AWAITING: &str = "awaiting";
 const TAKEN: &str = "fresh";
@@ -109,23 +113,60 @@ pub(super) async fn await_it(wire: &Wire, limit: Duration) -> Result<(), Fault> 
     asked.await.unwrap_or_else(late)
 }
 
-/// Gives it to what waits for it.
-pub(super) async fn give(wire: &Wire, fresh: &Fresh, deadline: Deadline) -> Result<(), Fault> {
-    // Only what the shell does by itself: a fork is dear in an emulated guest.
-    let command = "exec /bin/sh -c 'cd \"$HOME/.preheat/fresh\" && IFS= read -r l && printf \"%s\\n\" \"$l\" >in && \
-                   IFS= read -r a <out && printf \"%s\\n\" \"$a\"'";
+/// What a command begins with that takes `fresh` on its stdin and hands it to what waits: only what the shell does by itself,
+/// for a fork is dear in an emulated guest, and a command of its own would be dearer.
+pub(super) const HAND_OVER: &str = "cd \"$HOME/.preheat/fresh\" && IFS= read -r fresh && printf \"%s\\n\" \"$fresh\" >in && \
+     IFS= read -r fresh <out && printf \"%s\\n\" \"$fresh\" && [ \"$fresh\" = fresh ] && cd \"$HOME\" || exit 75
+unset fresh";
+
+/// Gives it to a command that begins with [`HAND_OVER`], which goes on then.
+pub(super) async fn give(
+    wire: &Wire,
+    exec: &mut Exec,
+    fresh: &Fresh,
+    deadline: Deadline,
+) -> Result<(), Fault> {
     let limit = ANSWER_MAX.min(deadline.left());
     let given = timeout(limit, async {
-        let mut exec = wire.open(command).await?;
         // What is written late is a clock that is late.
         let line = fresh.line(UnixMillis::now());
         if let Some(stdin) = exec.stdin.as_mut() {
-            stdin.write_all(line.as_bytes()).await.ok();
-            stdin.flush().await.ok();
+            write(stdin, line.as_bytes()).await.ok();
         }
-        answer(wire, exec, TAKEN).await
+        let said = match exec.stdout.as_mut() {
+            Some(stdout) => wire.or_lost(first_line(stdout)).await?,
+            None => String::new(),
+        };
+        if said == TAKEN { Ok(()) } else { Err(not_fresh(why(wire, exec, said).await)) }
     });
     given.await.unwrap_or_else(|_| Err(not_fresh(format!("no answer within {limit:?}"))))
+}
+
+/// Up to the end of the line, and nothing behind it.
+async fn first_line(stdout: &mut ChildStdout) -> String {
+    let mut line = Vec::new();
+    while let Ok(byte) = stdout.read_u8().await {
+        if byte == b'\n' || line.len() == LINE_BYTES_MAX {
+            break;
+        }
+        line.push(byte);
+    }
+    String::from_utf8_lossy(&line).into_owned()
+}
+
+/// What a command that ended says of it.
+async fn why(wire: &Wire, exec: &mut Exec, mut said: String) -> String {
+    let mut errors = Vec::new();
+    if let Some(stderr) = exec.stderr.as_mut() {
+        let mut stderr = stderr.take(LINE_BYTES_MAX as u64);
+        drop(timeout(LOSS_SHOWS, wire.or_lost(stderr.read_to_end(&mut errors))).await);
+    }
+    for text in [String::from_utf8_lossy(&errors).trim(), "the guest took nothing"] {
+        if said.is_empty() {
+            said = text.to_owned();
+        }
+    }
+    said
 }
 
 async fn answer(wire: &Wire, mut exec: Exec, expected: &str) -> Result<(), Fault> {

@@ -71,10 +71,10 @@ pub(super) fn joined(parts: &[&str]) -> String {
     code.join("\n")
 }
 
-/// The command that starts a wrapper for the run `id`. What the runs `over` left in the guest's memory is removed.
-pub(super) fn wrapper_command(id: &RunId, over: &[RunId]) -> String {
+/// The command that starts a wrapper for the run `id`, behind the lines `before`. What the runs `over` left in the guest's memory is removed.
+pub(super) fn wrapper_command(before: &str, id: &RunId, over: &[RunId]) -> String {
     let over: String = over.iter().map(|id| format!(" {}", id.as_str())).collect();
-    format!("exec /bin/sh -c '{}' preheat {}{over}", *WRAPPER, id.as_str())
+    format!("exec /bin/sh -c '{before}\n{}' preheat {}{over}", *WRAPPER, id.as_str())
 }
 
 /// The command that takes up a run. It sends the byte before each position too, where there is one.

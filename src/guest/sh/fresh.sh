@@ -30,12 +30,14 @@ fi
   printf "its clock cannot be set\n" >out
   exit 1
 }
+# Over the old one, by the shell alone: nobody comes in meanwhile.
 IFS=,
 # shellcheck disable=SC2086  # its lines
-printf "%s\n" $key >new
+printf "%s\n" $key >"$mine" || { printf "its host key cannot be written\n" >out; exit 1; }
 unset IFS
-for key in $keys; do rm -f "$key" "$key.pub"; done
-mv new "$mine" || { printf "its host key cannot be written\n" >out; exit 1; }
+for key in $keys; do
+  for old in "$key" "$key.pub"; do [ "$old" = "$mine" ] || [ ! -e "$old" ] || rm -f "$old"; done
+done
 # Where sshd is started for each connection, it reads the key then.
 [ ! -r "$pid_file" ] || { read -r pid <"$pid_file" && kill -HUP "$pid"; }
 printf "fresh\n" >out
