@@ -19,7 +19,6 @@ use super::error::{ApiError, Reply};
 use super::lists::{IdPath, id_of};
 use super::query::build_id;
 use super::routes::App;
-use super::service::Refused;
 use super::wire::{ArtifactList, ArtifactView};
 
 /// `1` for a file that may be executed: what a tar would carry and HTTP does not.
@@ -41,15 +40,11 @@ pub async fn download(
 ) -> Reply {
     let Path((id, path)) = path.map_err(|e| ApiError::malformed(e.body_text()))?;
     let id = build_id(&id)?;
-    let build = app.service.build(id).await?;
-    let Some(artifact) = build.artifacts.into_iter().find(|a| a.path == path) else {
-        return Err(Refused::ArtifactUnknown { id, path }.into());
-    };
+    let (artifact, on_disk) = app.service.artifact(id, &path).await?;
     let etag = format!("\"{}\"", artifact.sha256);
     if headers.get(IF_NONE_MATCH).is_some_and(|known| matches_etag(known, &etag)) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, etag)]).into_response());
     }
-    let on_disk = app.service.artifact(id, &path).await?;
     let gone = |what: String| ApiError::internal(format!("the artifact `{path}` of build {id} {what}"));
     let file = tokio::fs::File::open(&on_disk).await.map_err(|e| gone(format!("cannot be read: {e}")))?;
     let meta = file.metadata().await.map_err(|e| gone(format!("cannot be read: {e}")))?;

@@ -7,7 +7,8 @@ use futures::stream::BoxStream;
 
 use super::timeline::ChromeTrace;
 use super::wire::{
-    BuildView, CacheEntryView, ErrorView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
+    ArtifactView, BuildView, CacheEntryView, ErrorView, LogLine, PoolView, ReloadView, StatusView,
+    SubmitSpec, VmView,
 };
 use crate::ids::{BuildId, TreeId};
 
@@ -181,8 +182,12 @@ pub trait Service: Send + Sync + 'static {
         follow: bool,
     ) -> BoxFuture<'_, Result<BoxStream<'static, LogLine>, Refused>>;
 
-    /// The file of an artifact on this host.
-    fn artifact<'a>(&'a self, id: BuildId, path: &'a str) -> BoxFuture<'a, Result<PathBuf, Refused>>;
+    /// An artifact, and its file on this host.
+    fn artifact<'a>(
+        &'a self,
+        id: BuildId,
+        path: &'a str,
+    ) -> BoxFuture<'a, Result<(ArtifactView, PathBuf), Refused>>;
 
     /// Every cache, the last used first.
     fn caches(&self) -> Vec<CacheEntryView>;

@@ -133,6 +133,7 @@ pub(super) fn receive_tar(from: impl Read, wanted: &[String], sink: &Sink) -> Re
     let mut wanted: HashSet<&str> = wanted.iter().map(String::as_str).collect();
     let mut taken: HashMap<String, Taken> = HashMap::new();
     let heads = Heads::default();
+    let mut piece = vec![0; PIECE_BYTES];
     let mut archive = Archive::new(heads.bounded(from));
     archive.set_ignore_zeros(true);
     for entry in archive.entries().map_err(|e| broken(&e))? {
@@ -150,7 +151,7 @@ pub(super) fn receive_tar(from: impl Read, wanted: &[String], sink: &Sink) -> Re
             let executable = entry.header().mode().unwrap_or(0) & 0o111 != 0;
             sink.allow(entry.size())?;
             let mut incoming = sink.begin(&name, executable)?;
-            copy(&mut entry, &mut incoming)?;
+            copy(&mut entry, &mut incoming, &mut piece)?;
             if incoming.bytes != entry.size() {
                 // A stream that ends inside a file looks to the library like the file's end.
                 return Err(broken(&io::ErrorKind::UnexpectedEof.into()));
@@ -160,7 +161,7 @@ pub(super) fn receive_tar(from: impl Read, wanted: &[String], sink: &Sink) -> Re
             // A second name of a file that came before: a file of its own here.
             let target = entry.link_name_bytes().and_then(|t| checked(without_dot(&t)));
             let target = target.filter(|t| taken.contains_key(t)).ok_or_else(hostile)?;
-            let copied = copy_within(sink, &target, &name)?;
+            let copied = copy_within(sink, &target, &name, &mut piece)?;
             taken.insert(name, copied);
         } else {
             return Err(hostile());
@@ -188,10 +189,10 @@ fn broken(error: &io::Error) -> TakeError {
     .into()
 }
 
-fn copy(from: &mut impl Read, to: &mut Incoming<'_>) -> Result<(), TakeError> {
-    let mut piece = vec![0; PIECE_BYTES];
+/// Through `piece`, which is made once: there may be ten thousand files.
+fn copy(from: &mut impl Read, to: &mut Incoming<'_>, piece: &mut [u8]) -> Result<(), TakeError> {
     loop {
-        match from.read(&mut piece) {
+        match from.read(piece) {
             Ok(0) => return Ok(()),
             Ok(n) => to.write(&piece[..n])?,
             Err(e) => return Err(broken(&e)),
@@ -199,11 +200,11 @@ fn copy(from: &mut impl Read, to: &mut Incoming<'_>) -> Result<(), TakeError> {
     }
 }
 
-fn copy_within(sink: &Sink, from: &str, to: &str) -> Result<Taken, TakeError> {
+fn copy_within(sink: &Sink, from: &str, to: &str, piece: &mut [u8]) -> Result<Taken, TakeError> {
     let mut source = fs::File::open(sink.into.join(from)).map_err(TakeError::Host)?;
     let executable = source.metadata().map_err(TakeError::Host)?.permissions().mode() & 0o111 != 0;
     let mut incoming = sink.begin(to, executable)?;
-    copy(&mut source, &mut incoming)?;
+    copy(&mut source, &mut incoming, piece)?;
     Ok(incoming.finish())
 }
 

@@ -1,7 +1,8 @@
 //! The daemon as HTTP sees it: reads come from snapshots and the journal, writes go to the actor that owns the fact.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
@@ -15,7 +16,8 @@ use super::reload::{self, Reloads};
 use crate::api::service::{Refused, Service, Ticket};
 use crate::api::timeline::ChromeTrace;
 use crate::api::wire::{
-    BuildView, CacheEntryView, DaemonState, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
+    ArtifactView, BuildView, CacheEntryView, DaemonState, LogLine, PoolView, ReloadView, StatusView,
+    SubmitSpec, VmView,
 };
 use crate::blocking;
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
@@ -45,6 +47,9 @@ const SETTLE_MAX: Duration = Duration::from_secs(2);
 /// An accepted build's actor may take so long to be there before its client is answered all the same.
 const SEEN_MAX: Duration = Duration::from_secs(10);
 
+/// Artifacts by their paths.
+type Shown = BTreeMap<String, ArtifactView>;
+
 /// The daemon's front.
 pub struct Core {
     config: Live,
@@ -55,6 +60,8 @@ pub struct Core {
     places: Arc<Semaphore>,
     stopping: CancellationToken,
     reloads: Reloads,
+    /// Those of the build that was asked for one last: they are fetched one by one, and a record may name ten thousand.
+    shown: std::sync::Mutex<Option<(BuildId, Arc<Shown>)>>,
     /// Held by whoever changes what the daemon does as a whole, so that journal and pool end up saying the same.
     changing: Mutex<()>,
 }
@@ -77,6 +84,7 @@ impl Core {
             exporter,
             places,
             stopping,
+            shown: std::sync::Mutex::default(),
             changing: Mutex::new(()),
         }
     }
@@ -128,6 +136,11 @@ impl Core {
             return Ok(live.record.borrow().clone());
         }
         self.context.store.build(id).await.map_err(internal)?.ok_or(Refused::BuildUnknown(id))
+    }
+
+    fn shown(&self, id: BuildId) -> Option<Arc<Shown>> {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.as_ref().filter(|(of, _)| *of == id).map(|(_, artifacts)| artifacts.clone())
     }
 
     /// A build's actor; `None` when the build is over. One that was just accepted, or taken up, is about to start.
@@ -302,13 +315,31 @@ impl Service for Core {
         .boxed()
     }
 
-    fn artifact<'a>(&'a self, id: BuildId, path: &'a str) -> BoxFuture<'a, Result<PathBuf, Refused>> {
+    fn artifact<'a>(
+        &'a self,
+        id: BuildId,
+        path: &'a str,
+    ) -> BoxFuture<'a, Result<(ArtifactView, PathBuf), Refused>> {
         async move {
+            let folder = artifacts_path(&self.config.get(), id);
+            if let Some(artifact) = self.shown(id).and_then(|shown| shown.get(path).cloned()) {
+                let place = folder.join(&artifact.path);
+                // It may have gone, as old builds do.
+                if tokio::fs::try_exists(&place).await.unwrap_or(false) {
+                    return Ok((artifact, place));
+                }
+            }
             let record = self.record(id).await?;
+            let over = record.result.is_some();
+            let artifacts: Shown = record.artifacts.into_iter().map(|a| (a.path.clone(), a)).collect();
             // Only what the build is known to have: a path of the request is never joined unseen.
-            let found = record.artifacts.iter().find(|artifact| artifact.path == path);
+            let found = artifacts.get(path).cloned();
+            if over {
+                *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, Arc::new(artifacts)));
+            }
             let artifact = found.ok_or_else(|| Refused::ArtifactUnknown { id, path: path.to_owned() })?;
-            Ok(artifacts_path(&self.config.get(), id).join(&artifact.path))
+            let place = folder.join(&artifact.path);
+            Ok((artifact, place))
         }
         .boxed()
     }

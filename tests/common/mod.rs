@@ -347,8 +347,17 @@ impl Service for Fake {
         .boxed()
     }
 
-    fn artifact<'a>(&'a self, id: BuildId, path: &'a str) -> BoxFuture<'a, Result<PathBuf, Refused>> {
-        async move { Ok(self.artifact_file(id, path)) }.boxed()
+    fn artifact<'a>(
+        &'a self,
+        id: BuildId,
+        path: &'a str,
+    ) -> BoxFuture<'a, Result<(ArtifactView, PathBuf), Refused>> {
+        async move {
+            let found = self.build(id).await?.artifacts.into_iter().find(|artifact| artifact.path == path);
+            let artifact = found.ok_or_else(|| Refused::ArtifactUnknown { id, path: path.to_owned() })?;
+            Ok((artifact, self.artifact_file(id, path)))
+        }
+        .boxed()
     }
 
     fn caches(&self) -> Vec<CacheEntryView> {
