@@ -47,6 +47,7 @@ pub fn config() -> Config {
             step_timeout: seconds(3600),
             retries: 2,
             kill_grace: seconds(5),
+            guest_health: true,
             log_max: ByteSize(1 << 20),
             artifacts_max: ByteSize(1 << 30),
             keep: 100,

@@ -208,6 +208,22 @@ pub struct BuildView {
     /// What became of its caches, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<CacheView>,
+    /// How its guest was when it was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestView>,
+}
+
+/// How a build's guest is at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestView {
+    /// Of all its processors together, in the seconds before; from 0 to 100.
+    pub cpu_percent: u8,
+    pub memory_used_bytes: u64,
+    pub memory_total_bytes: u64,
+    /// Where the work is; what is reserved counts as used.
+    pub disk_used_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub at_ms: UnixMillis,
 }
 
 /// What became of one cache of a build.

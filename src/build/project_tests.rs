@@ -14,6 +14,7 @@ fn defaults() -> Builds {
         timeout: 240 * MINUTE,
         step_timeout: 60 * MINUTE,
         retries: 2,
+        guest_health: true,
         kill_grace: MINUTE,
         log_max: ByteSize(1 << 20),
         artifacts_max: ByteSize(1 << 20),

@@ -160,6 +160,7 @@ fn of_builds(changes: &mut Changes, old: &Builds, new: &Builds) {
         step_timeout,
         retries,
         kill_grace,
+        guest_health,
         log_max,
         artifacts_max,
         keep,
@@ -170,6 +171,7 @@ fn of_builds(changes: &mut Changes, old: &Builds, new: &Builds) {
     changes.note("builds", "step_timeout", (step_timeout, &new.step_timeout), Applies::Live);
     changes.note("builds", "retries", (retries, &new.retries), Applies::Live);
     changes.note("builds", "kill_grace", (kill_grace, &new.kill_grace), Applies::Live);
+    changes.note("builds", "guest_health", (guest_health, &new.guest_health), Applies::Live);
     changes.note("builds", "log_max", (log_max, &new.log_max), Applies::Live);
     changes.note("builds", "artifacts_max", (artifacts_max, &new.artifacts_max), Applies::Live);
     changes.note("builds", "keep", (keep, &new.keep), Applies::Live);

@@ -171,6 +171,8 @@ pub struct Builds {
     pub retries: u16,
     /// Between asking a step's processes to end and killing them.
     pub kill_grace: Duration,
+    /// Guests are looked at while steps run.
+    pub guest_health: bool,
     pub log_max: ByteSize,
     pub artifacts_max: ByteSize,
     /// Ended builds that are kept, newest first.

@@ -172,6 +172,7 @@ fn builds(mut s: Section<'_>) -> Option<Builds> {
     let step_timeout = s.duration("step_timeout", &bound::BUILD_TIMEOUT);
     let retries = s.count("retries", &bound::RETRIES);
     let kill_grace = s.duration("kill_grace", &bound::KILL_GRACE);
+    let guest_health = s.flag("guest_health");
     let log_max = s.size("log_max", &bound::LOG_MAX);
     let artifacts_max = s.size("artifacts_max", &bound::ARTIFACTS_MAX);
     let keep = s.count("keep", &bound::KEEP);
@@ -183,6 +184,7 @@ fn builds(mut s: Section<'_>) -> Option<Builds> {
         step_timeout: step_timeout?,
         retries: retries?,
         kill_grace: kill_grace?,
+        guest_health: guest_health?,
         log_max: log_max?,
         artifacts_max: artifacts_max?,
         keep: keep?,

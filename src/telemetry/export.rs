@@ -12,6 +12,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::caching;
 use super::events::{self, AdoptionEnd, JanitorAction, RetireReason, Stored};
+use super::guests;
 use super::names::{self, Kind};
 use super::process;
 use crate::build::spec::BuildResult;
@@ -136,8 +137,9 @@ impl Exporter {
 /// An absolute zero changes no counter that is further.
 fn zero_configured(config: &Config) {
     gauge!(names::HOST_DISK_FREE_MIN).set(config.host.disk_free_min.0 as f64);
-    for pool in config.pools.keys() {
-        zero_pool(pool.as_str());
+    for (name, pool) in &config.pools {
+        zero_pool(name.as_str());
+        guests::zero_pool(name.as_str(), pool.max);
     }
     for upload in &config.uploads {
         gauge!(names::UPLOADS_PENDING, "sink" => upload.name.clone()).increment(0.0);

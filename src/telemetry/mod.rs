@@ -6,6 +6,8 @@ pub mod caching;
 #[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
 pub mod events;
 pub mod export;
+#[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
+pub mod guests;
 pub mod logging;
 pub mod names;
 mod process;

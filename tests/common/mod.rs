@@ -210,6 +210,7 @@ fn fresh(id: BuildId) -> BuildView {
         phases: Vec::new(),
         artifacts: Vec::new(),
         caches: Vec::new(),
+        guest: None,
     }
 }
 

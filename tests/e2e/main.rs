@@ -13,6 +13,7 @@ mod deaths;
 mod delivery;
 mod ending;
 mod faults;
+mod health;
 mod house;
 mod idle;
 mod kills;

@@ -24,6 +24,7 @@ mod caches;
 mod cancelling;
 mod crashes;
 mod draining;
+mod health;
 mod reloading;
 mod resuming;
 mod retries;
