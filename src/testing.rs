@@ -66,6 +66,7 @@ pub fn config() -> Config {
         log: Log {
             filter: "info".into(),
             json: false,
+            file: None,
             vm_keep: 100,
             vm_keep_age: Duration::from_secs(14 * 86400),
             vm_keep_bytes: None,

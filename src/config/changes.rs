@@ -117,13 +117,15 @@ pub fn held_back(old: &Config, new: Config) -> Config {
     now.api.listen = old.api.listen;
     now.api.token_file.clone_from(&old.api.token_file);
     now.log.json = old.log.json;
+    now.log.file.clone_from(&old.log.file);
     now
 }
 
 fn of_log(changes: &mut Changes, old: &Log, new: &Log) {
-    let Log { filter, json, vm_keep, vm_keep_age, vm_keep_bytes } = old;
+    let Log { filter, json, file, vm_keep, vm_keep_age, vm_keep_bytes } = old;
     changes.note("log", "filter", (filter, &new.filter), Applies::Live);
     changes.note("log", "json", (json, &new.json), Applies::Restart);
+    changes.note("log", "file", (file, &new.file), Applies::Restart);
     changes.note("log", "vm_keep", (vm_keep, &new.vm_keep), Applies::Live);
     changes.note("log", "vm_keep_age", (vm_keep_age, &new.vm_keep_age), Applies::Live);
     changes.note("log", "vm_keep_bytes", (vm_keep_bytes, &new.vm_keep_bytes), Applies::Live);

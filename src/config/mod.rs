@@ -288,6 +288,8 @@ pub struct Log {
     pub filter: String,
     /// One JSON object a line instead of text.
     pub json: bool,
+    /// Where it goes; `None` is stderr.
+    pub file: Option<PathBuf>,
     /// What gone VMs printed: so many files are kept, newest first.
     pub vm_keep: u32,
     /// And of them those that were written to less than this ago.

@@ -43,7 +43,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
     let builds = builds(root.table("builds"));
     let caches = caches(root.table("caches"));
     let stop = stop(root.table("stop"));
-    let log = log(root.table("log"));
+    let log = log(root.table("log"), folders);
     let (defaults, _) = root.raw_table("pool_defaults", "[pool_defaults]");
     let defaults = defaults.unwrap_or_default();
     pools::defaults(root.walk(), defaults.clone(), folders);
@@ -208,9 +208,10 @@ fn stop(mut s: Section<'_>) -> Option<Stop> {
     Some(Stop { drain_timeout: drain_timeout? })
 }
 
-fn log(mut s: Section<'_>) -> Option<Log> {
+fn log(mut s: Section<'_>, folders: &Folders) -> Option<Log> {
     let filter = s.text("filter", "a level, or levels by module", rules::log_filter);
     let json = s.flag("json");
+    let file = path_or_none(&mut s, "file", folders, false);
     let vm_keep = s.count("vm_keep", &bound::VM_KEEP);
     let vm_keep_age = s.duration("vm_keep_age", &bound::KEEP_AGE);
     let vm_keep_bytes = s.size_or("vm_keep_bytes", &bound::VM_KEEP_BYTES, 1, UNLIMITED);
@@ -218,6 +219,7 @@ fn log(mut s: Section<'_>) -> Option<Log> {
     Some(Log {
         filter: filter?,
         json: json?,
+        file: file?,
         vm_keep: vm_keep?,
         vm_keep_age: vm_keep_age?,
         vm_keep_bytes: vm_keep_bytes?,

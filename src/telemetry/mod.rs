@@ -8,6 +8,7 @@ pub mod events;
 pub mod export;
 #[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
 pub mod guests;
+mod log_file;
 pub mod logging;
 pub mod names;
 mod process;
