@@ -79,6 +79,7 @@ pub fn config() -> Config {
 pub fn pool(image: &str) -> Pool {
     Pool {
         image: image.into(),
+        generation: None,
         warm: 1,
         max: 2,
         cpu: None,

@@ -427,6 +427,69 @@ pub enum TroubleScope {
     Host,
 }
 
+/// `GET /api/v1/images`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageList {
+    pub images: Vec<ImageView>,
+}
+
+/// An image, and the VMs that its name may mean.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    pub name: String,
+    /// Pools of this image.
+    pub pools: Vec<String>,
+    /// What is cloned.
+    pub base: String,
+    /// What there is, the newest generation last.
+    pub generations: Vec<GenerationView>,
+}
+
+/// One generation of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationView {
+    /// Absent for the VM of just the image's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// The VM of the runtime.
+    pub vm: String,
+    pub state: GenerationState,
+    /// Why it did not come up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What is in it, as whoever made it wrote down.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: BTreeMap<String, String>,
+}
+
+/// What a generation is to its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GenerationState {
+    /// In use, and its VMs come up.
+    Current,
+    /// In use, and none of its VMs has come up yet.
+    Trying,
+    /// It was good and is what a rollback goes to, or one after it.
+    Before,
+    /// Its VMs did not come up.
+    Failed,
+    Unused,
+}
+
+impl GenerationState {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Trying => "trying",
+            Self::Before => "before",
+            Self::Failed => "failed",
+            Self::Unused => "unused",
+        }
+    }
+}
+
 /// `GET /api/v1/vms`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmList {

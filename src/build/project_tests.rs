@@ -27,6 +27,7 @@ fn defaults() -> Builds {
 fn pools(names: &[&str]) -> BTreeMap<PoolName, Pool> {
     let pool = Pool {
         image: "x".into(),
+        generation: None,
         warm: 1,
         max: 1,
         cpu: None,

@@ -215,6 +215,8 @@ fn of_pool_times(changes: &mut Changes, at: &str, old: &Pool, new: &Pool) {
     use Applies::{Live, NewVms};
     let Pool {
         image: _,
+        // Chosen, and not configured: `supervisor::images` rolls the pool.
+        generation: _,
         warm: _,
         max: _,
         cpu: _,

@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use super::caching;
 use super::events::{self, AdoptionEnd, JanitorAction, RetireReason, Stored};
 use super::guests;
+use super::images::ChosenBy;
 use super::names::{self, Kind};
 use super::process;
 use crate::build::spec::BuildResult;
@@ -99,6 +100,9 @@ impl Exporter {
         gauge!(names::ORPHANS_STUCK).set(0.0);
         counter!(names::TRACE_SPANS_DROPPED).absolute(0);
         caching::zero();
+        for why in ChosenBy::ALL {
+            counter!(names::IMAGE_CHOICES, "why" => why.as_str()).absolute(0);
+        }
         for result in ["known", "sent"] {
             counter!(names::TREES, "result" => result).absolute(0);
         }
@@ -202,6 +206,7 @@ fn set_gauges(snapshot: &PoolSnapshot) {
             .set(f64::from(pool.quarantined));
         gauge!(names::SLOTS_LOST, "pool" => name(), "reason" => "slot_leaked").set(f64::from(pool.leaked));
         gauge!(names::POOL_TROUBLE, "pool" => name()).set(if pool.trouble.is_some() { 1.0 } else { 0.0 });
+        gauge!(names::IMAGE_GENERATION, "pool" => name()).set(f64::from(pool.generation.unwrap_or(0)));
         gauge!(names::QUEUE_DEPTH, "pool" => name()).set(f64::from(pool.waiting));
         let held = pool.count(VmStateName::Leased) + pool.count(VmStateName::Adopting);
         gauge!(names::BUILDS_RUNNING, "pool" => name()).set(held as f64);

@@ -16,6 +16,7 @@ mod faults;
 mod health;
 mod house;
 mod idle;
+mod images;
 mod kills;
 mod projects;
 mod refusals;

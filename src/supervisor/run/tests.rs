@@ -25,6 +25,7 @@ mod cancelling;
 mod crashes;
 mod draining;
 mod health;
+mod images;
 mod reloading;
 mod resuming;
 mod retries;
