@@ -10,6 +10,7 @@ pub mod config;
 pub mod guest;
 pub mod host;
 pub mod ids;
+pub mod images;
 pub mod janitor;
 pub mod jitter;
 pub mod pool;

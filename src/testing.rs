@@ -47,6 +47,7 @@ pub fn config() -> Config {
             step_timeout: seconds(3600),
             retries: 2,
             kill_grace: seconds(5),
+            guest_health: true,
             log_max: ByteSize(1 << 20),
             artifacts_max: ByteSize(1 << 30),
             keep: 100,
@@ -65,6 +66,7 @@ pub fn config() -> Config {
         log: Log {
             filter: "info".into(),
             json: false,
+            file: None,
             vm_keep: 100,
             vm_keep_age: Duration::from_secs(14 * 86400),
             vm_keep_bytes: None,
@@ -77,6 +79,7 @@ pub fn config() -> Config {
 pub fn pool(image: &str) -> Pool {
     Pool {
         image: image.into(),
+        generation: None,
         warm: 1,
         max: 2,
         cpu: None,

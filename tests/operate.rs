@@ -1,5 +1,5 @@
 //! What an operator asks of the daemon as a whole, over HTTP and by the real program: how it is, to drain, to go on, to
-//! read its configuration anew, and which caches there are.
+//! read its configuration anew, which caches there are, and what images mean.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use common::{Fake, LONG, Server, cached, project};
 use preheat::api::token::Token;
-use preheat::api::wire::{CacheList, ChangeView, DaemonState, ErrorBody, ReloadView, StatusView};
+use preheat::api::wire::{CacheList, ChangeView, DaemonState, ErrorBody, ImageList, ReloadView, StatusView};
 use preheat::build::spec::BuildResult;
 use reqwest::{Client, RequestBuilder};
 
@@ -210,4 +210,38 @@ async fn caches_are_listed_and_removed_by_name_by_project_or_all() {
     assert_eq!(left(), Vec::<String>::new());
     let (code, _, err) = preheat(&server, dir.path(), &["cache", "remove"]).await;
     assert_eq!(code, Some(2), "all of them only when that is said: {err}");
+}
+
+#[tokio::test]
+async fn images_are_listed_chosen_and_gone_back_from() {
+    let (fake, server, dir) = house().await;
+    let (code, listed, _) = preheat(&server, dir.path(), &["image", "list"]).await;
+    assert_eq!(code, Some(0));
+    let rows: Vec<_> =
+        listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let wanted = [
+        "IMAGE GENERATION VM STATE POOLS ABOUT",
+        "macos 1 macos-g1 current xcode xcode 26.1",
+        "macos 2 macos-g2 unused xcode 26.2",
+    ];
+    assert_eq!(rows, wanted);
+    let (code, _, said) = preheat(&server, dir.path(), &["image", "use", "macos@2"]).await;
+    assert_eq!((code, said.as_str()), (Some(0), "image macos: macos-g2 from now on; in use by xcode\n"));
+    assert_eq!(*fake.image.lock().expect("whole"), 2);
+    let (code, json, _) = preheat(&server, dir.path(), &["image", "list", "--json"]).await;
+    let list: ImageList = serde_json::from_str(&json).expect("a list");
+    assert_eq!((code, list.images[0].base.as_str()), (Some(0), "macos-g2"));
+    let (code, _, said) = preheat(&server, dir.path(), &["image", "rollback", "macos"]).await;
+    assert!(code == Some(0) && said.contains("macos-g1 from now on"), "{said}");
+    let (code, _, said) = preheat(&server, dir.path(), &["image", "rollback", "macos"]).await;
+    assert!(
+        code != Some(0) && said.contains("nothing to roll `macos` back to") && said.contains("hint:"),
+        "{said}"
+    );
+    let (code, _, said) = preheat(&server, dir.path(), &["image", "use", "macos@7"]).await;
+    assert!(code != Some(0) && said.contains("there is no image `macos-g7`"), "{said}");
+    let (code, _, _) = preheat(&server, dir.path(), &["image", "use", "macos"]).await;
+    assert_eq!(code, Some(2), "which one is not said");
+    let response = post(&server, "/api/v1/images/macos/use/newest").await;
+    assert_eq!(response.status(), 400);
 }

@@ -73,8 +73,9 @@ fn status(refused: &Refused) -> StatusCode {
         Refused::BuildUnknown(_)
         | Refused::ArtifactUnknown { .. }
         | Refused::CacheUnknown(_)
+        | Refused::ImageUnknown { .. }
         | Refused::TreeUnknown(_) => StatusCode::NOT_FOUND,
-        Refused::BuildOver(_) => StatusCode::CONFLICT,
+        Refused::BuildOver(_) | Refused::NothingBefore(_) => StatusCode::CONFLICT,
         Refused::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -6,6 +6,7 @@
 pub mod artifacts;
 pub mod error;
 pub mod guard;
+pub mod images;
 pub mod intake;
 pub mod lists;
 pub mod log;

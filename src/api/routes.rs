@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::ApiError;
 use super::options::Options;
 use super::service::Service;
-use super::{artifacts, guard, lists, log, manage, observe, submit};
+use super::{artifacts, guard, images, lists, log, manage, observe, submit};
 
 /// What every handler is given.
 #[derive(Clone)]
@@ -62,6 +62,9 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/builds/{id}/artifacts/{*path}", get(artifacts::download))
         .route("/api/v1/caches", get(lists::caches))
         .route("/api/v1/caches/{id}", delete(lists::remove_cache))
+        .route("/api/v1/images", get(images::list))
+        .route("/api/v1/images/{name}/use/{generation}", post(images::choose))
+        .route("/api/v1/images/{name}/rollback", post(images::roll_back))
         .route("/api/v1/pools", get(lists::pools))
         .route("/api/v1/vms", get(lists::vms))
         .route("/api/v1/status", get(manage::status))
@@ -82,7 +85,7 @@ pub fn router(app: App) -> Router {
 
 async fn unknown(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at `{}`", uri.path()))
-        .hint("the API is below /api/v1: builds, caches, pools, vms, status")
+        .hint("the API is below /api/v1: builds, caches, images, pools, vms, status")
 }
 
 async fn method_refused(method: Method, uri: Uri) -> ApiError {

@@ -7,8 +7,7 @@ use futures::stream::BoxStream;
 
 use super::timeline::ChromeTrace;
 use super::wire::{
-    ArtifactView, BuildView, CacheEntryView, ErrorView, LogLine, PoolView, ReloadView, StatusView,
-    SubmitSpec, VmView,
+    ArtifactView, BuildView, CacheEntryView, ErrorView, ImageView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
 };
 use crate::ids::{BuildId, TreeId};
 
@@ -58,6 +57,14 @@ pub enum Refused {
     /// No such cache.
     #[error("there is no cache `{0}`")]
     CacheUnknown(String),
+    /// The image has no such generation.
+    #[error("there is no image `{vm}`")]
+    ImageUnknown { vm: String },
+    /// No generation of the image that was good before is there.
+    #[error(
+        "there is nothing to roll `{0}` back to: no earlier generation of it that came up is there any more"
+    )]
+    NothingBefore(String),
     /// No tree is kept under the name.
     #[error("the tree {0} is not here")]
     TreeUnknown(TreeId),
@@ -85,6 +92,8 @@ impl Refused {
             Self::BuildUnknown(_) => "build_unknown",
             Self::ArtifactUnknown { .. } => "artifact_unknown",
             Self::CacheUnknown(_) => "cache_unknown",
+            Self::ImageUnknown { .. } => "image_unknown",
+            Self::NothingBefore(_) => "nothing_before",
             Self::BuildOver(_) => "build_over",
             Self::Internal(_) => "internal",
         }
@@ -107,6 +116,9 @@ impl Refused {
             Self::BuildUnknown(_) => Some("`preheat builds` lists them".into()),
             Self::ArtifactUnknown { id, .. } => Some(format!("`preheat artifacts {id}` lists them")),
             Self::CacheUnknown(_) => Some("`preheat cache list` lists them".into()),
+            Self::ImageUnknown { .. } | Self::NothingBefore(_) => {
+                Some("`preheat image list` lists what there is; vm-setup/mac-image makes another".into())
+            }
             Self::BuildOver(_) => None,
             Self::TreeUnknown(_) => Some("send it: the form's part `source`, behind `tree`".into()),
             Self::Internal(_) => Some("the daemon's log says more".into()),
@@ -124,6 +136,7 @@ impl Refused {
             | Self::DiskTooSmall { .. } => Vec::new(),
             Self::PoolUnknown { .. } | Self::BadSpec { .. } | Self::BadSource { .. } => Vec::new(),
             Self::BuildUnknown(_) | Self::ArtifactUnknown { .. } | Self::BuildOver(_) => Vec::new(),
+            Self::ImageUnknown { .. } | Self::NothingBefore(_) => Vec::new(),
             Self::CacheUnknown(_) | Self::TreeUnknown(_) | Self::Internal(_) => Vec::new(),
         };
         ErrorView { code: self.code().into(), message: self.to_string(), hint: self.hint(), mistakes }
@@ -194,6 +207,20 @@ pub trait Service: Send + Sync + 'static {
 
     /// Removes a cache.
     fn remove_cache<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<CacheEntryView, Refused>>;
+
+    /// Every image, with its generations.
+    fn images(&self) -> BoxFuture<'_, Result<Vec<ImageView>, Refused>>;
+
+    /// The image means this generation from now on; `None` is the VM of its name. Pools of it are rolled over behind the
+    /// answer's back.
+    fn use_image<'a>(
+        &'a self,
+        name: &'a str,
+        generation: Option<u32>,
+    ) -> BoxFuture<'a, Result<ImageView, Refused>>;
+
+    /// The image means again what it meant before, as far as that came up and is still there.
+    fn roll_image_back<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ImageView, Refused>>;
 
     /// Every pool.
     fn pools(&self) -> Vec<PoolView>;

@@ -208,6 +208,22 @@ pub struct BuildView {
     /// What became of its caches, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<CacheView>,
+    /// How its guest was when it was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestView>,
+}
+
+/// How a build's guest is at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestView {
+    /// Of all its processors together, in the seconds before; from 0 to 100.
+    pub cpu_percent: u8,
+    pub memory_used_bytes: u64,
+    pub memory_total_bytes: u64,
+    /// Where the work is; what is reserved counts as used.
+    pub disk_used_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub at_ms: UnixMillis,
 }
 
 /// What became of one cache of a build.
@@ -409,6 +425,69 @@ pub enum TroubleScope {
     #[default]
     Pool,
     Host,
+}
+
+/// `GET /api/v1/images`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageList {
+    pub images: Vec<ImageView>,
+}
+
+/// An image, and the VMs that its name may mean.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    pub name: String,
+    /// Pools of this image.
+    pub pools: Vec<String>,
+    /// What is cloned.
+    pub base: String,
+    /// What there is, the newest generation last.
+    pub generations: Vec<GenerationView>,
+}
+
+/// One generation of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationView {
+    /// Absent for the VM of just the image's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// The VM of the runtime.
+    pub vm: String,
+    pub state: GenerationState,
+    /// Why it did not come up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What is in it, as whoever made it wrote down.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: BTreeMap<String, String>,
+}
+
+/// What a generation is to its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GenerationState {
+    /// In use, and its VMs come up.
+    Current,
+    /// In use, and none of its VMs has come up yet.
+    Trying,
+    /// It was good and is what a rollback goes to, or one after it.
+    Before,
+    /// Its VMs did not come up.
+    Failed,
+    Unused,
+}
+
+impl GenerationState {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Trying => "trying",
+            Self::Before => "before",
+            Self::Failed => "failed",
+            Self::Unused => "unused",
+        }
+    }
 }
 
 /// `GET /api/v1/vms`.

@@ -23,15 +23,17 @@ use super::redact::Redactor;
 use super::spec::BuildResult;
 use super::state::{self, Budget, Effect, Event, Outcome, State};
 use crate::api::service::Ticket;
-use crate::api::wire::Claim;
+use crate::api::wire::{Claim, GuestView};
 use crate::cache::shelf::Shelf;
 use crate::clock::UnixMillis;
 use crate::config::{Config, Live};
+use crate::guest::Look;
 use crate::ids::BuildId;
 use crate::jitter;
 use crate::pool::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
 use crate::store::{BuildRecord, Store, StoreError};
 use crate::telemetry::events::{BuildEnded, BuildRetried, Degraded, StaleReport, VmClaimed};
+use crate::telemetry::guests::{GuestLeft, GuestLooked};
 use crate::trace::chronicle::Chronicle;
 
 /// The pause before the second attempt; it doubles with each.
@@ -307,7 +309,8 @@ impl BuildLife {
         if self.state != State::Waiting {
             return;
         }
-        (self.task, self.lease) = (None, None);
+        self.task = None;
+        drop(self.let_go());
         self.record.running = false;
         (self.record.vm, self.record.place) = (None, None);
         // One that waited under an earlier daemon waits on.
@@ -353,6 +356,7 @@ impl BuildLife {
             log_path: log_path(config, self.record.id),
             probe_timeout: probe_timeout.unwrap_or(Duration::from_secs(5)),
             kill_grace: config.builds.kill_grace,
+            guest_health: config.builds.guest_health,
             cancel: self.cancel.clone(),
         };
         let me = me.clone();
@@ -407,6 +411,7 @@ impl BuildLife {
                 self.announce();
             }
             Progress::Succeeded { kept } => self.succeeded(kept),
+            Progress::Looked { look, low } => self.looked(look, low),
             Progress::CachesSaved(saved) => {
                 for (key, saved) in saved {
                     let cache = self.record.caches.iter_mut().find(|cache| cache.key == key);
@@ -415,6 +420,24 @@ impl BuildLife {
                 self.announce();
             }
         }
+    }
+
+    /// Not worth a write to the journal by itself: it is there with what comes next.
+    fn looked(&mut self, look: Look, low: bool) {
+        let Some(lease) = &self.lease else { return };
+        GuestLooked { build: self.record.id, vm: &lease.vm, look, low }.emit();
+        let (Some(cpu_percent), Some(memory), Some(disk)) = (look.cpu_percent, look.memory, look.disk) else {
+            return;
+        };
+        self.record.guest = Some(GuestView {
+            cpu_percent,
+            memory_used_bytes: memory.0,
+            memory_total_bytes: memory.1,
+            disk_used_bytes: disk.0,
+            disk_free_bytes: disk.1,
+            at_ms: UnixMillis::now(),
+        });
+        self.publish.send_replace(self.record.clone());
     }
 
     /// What is left is to save caches, and no crash in it runs the build again. Who cancelled before was told that it ends so.
@@ -439,6 +462,10 @@ impl BuildLife {
         VmClaimed { build: self.record.id, vm: &lease.vm, claim, waited: lease.waited }.emit();
     }
 
+    fn let_go(&mut self) -> Option<Lease> {
+        self.lease.take().inspect(|lease| GuestLeft { vm: &lease.vm }.emit())
+    }
+
     /// The verdict is on disk before the guest is touched: a crash from here on ends the build so, and never runs it again.
     fn tear_down(&mut self, me: &ActorRef<BuildMessage>) {
         self.end_phase(None);
@@ -446,7 +473,7 @@ impl BuildLife {
             self.record.verdict = Some(Verdict { result: *result, reason: reason.clone() });
         }
         let written = self.begin_phase("teardown", None);
-        let lease = self.lease.take();
+        let lease = self.let_go();
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             written.wait().await;
             drop(lease);
@@ -460,7 +487,9 @@ impl BuildLife {
 
     fn retry(&mut self, me: &ActorRef<BuildMessage>, why: &str) {
         self.end_phase(None);
-        (self.task, self.lease) = (None, None);
+        self.task = None;
+        drop(self.let_go());
+        self.record.guest = None;
         BuildRetried {
             build: self.record.id,
             pool: &self.record.spec.pool,

@@ -270,7 +270,7 @@ fn millis(took: Duration) -> u64 {
 }
 
 /// `12 MB`, `0.4 MB`, `812 B`.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),

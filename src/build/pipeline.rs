@@ -2,6 +2,8 @@
 //! but its outcome.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,10 +20,11 @@ use super::recorder::Written;
 use super::redact::Redactor;
 use super::spec::{BuildResult, BuildSpec, Step};
 use super::state::Outcome;
+use super::vitals::Vitals;
 use crate::api::wire::{ArtifactView, CacheSavedView, CacheView, LogStream};
 use crate::blocking;
 use crate::clock::{Deadline, UnixMillis};
-use crate::guest::{Bounds, Channel, Ended, Line, Script, Stream, Take, TakeError, WORK_DIR};
+use crate::guest::{Bounds, Channel, Ended, Line, Look, Script, Stream, Take, TakeError, WORK_DIR};
 use crate::ids::RunId;
 use crate::runtime::Fault;
 
@@ -56,6 +59,8 @@ pub struct Work {
     pub log_path: PathBuf,
     pub probe_timeout: Duration,
     pub kill_grace: Duration,
+    /// Whether its guest is looked at while its steps run.
+    pub guest_health: bool,
     pub cancel: CancellationToken,
 }
 
@@ -81,6 +86,11 @@ pub enum Progress {
     /// Everything has succeeded, and that stands when it is on disk. Not answered where a cancel came before.
     Succeeded {
         kept: oneshot::Sender<Written>,
+    },
+    /// How its guest is, and whether its disk has become low.
+    Looked {
+        look: Look,
+        low: bool,
     },
     /// By their keys.
     CachesSaved(Vec<(String, CacheSavedView)>),
@@ -108,13 +118,17 @@ pub async fn work(work: Work, report: impl Fn(Progress)) -> Outcome {
         deadline: Deadline::after(place::left(work.spec.timeout, began, now)),
         report: &report,
         work: &work,
+        vitals: Vitals::default(),
     };
     let lost = work.channel.lost();
+    let mut followed = pin!(attempt.follow_vitals());
     let done = tokio::select! {
         biased;
         done = attempt.phases() => done,
         fault = lost => Err(fault.into()),
+        never = &mut followed => match never {},
     };
+    let done = attempt.explained(done, followed).await;
     if done.is_ok() {
         caching::save(&work, &report).await;
     }
@@ -135,6 +149,7 @@ struct Attempt<'a, R> {
     report: &'a R,
     began: UnixMillis,
     deadline: Deadline,
+    vitals: Vitals,
 }
 
 impl<R: Fn(Progress)> Attempt<'_, R> {
@@ -176,6 +191,32 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
             report(Progress::Artifacts(taken));
         }
         Ok(())
+    }
+
+    async fn follow_vitals(&self) -> Infallible {
+        if !self.work.guest_health {
+            return pending().await;
+        }
+        let told = |look, low| (self.report)(Progress::Looked { look, low });
+        self.vitals.follow(self.work.channel.as_ref(), &self.work.log, told).await
+    }
+
+    /// A failure, with what its guest has to say of it.
+    async fn explained(
+        &self,
+        done: Result<(), Stop>,
+        followed: impl Future<Output = Infallible>,
+    ) -> Result<(), Stop> {
+        match done {
+            Err(Stop::Verdict(BuildResult::Failure, why)) if self.work.guest_health => {
+                let why = match self.vitals.last_word(followed).await {
+                    Some(beside) => format!("{why}; {beside}"),
+                    None => why,
+                };
+                Err(Stop::Verdict(BuildResult::Failure, why))
+            }
+            done @ (Ok(()) | Err(_)) => done,
+        }
     }
 
     /// The source is on its way while the VM is asked whether it answers; what does not answer gets none of the blame that
@@ -257,6 +298,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         let run = work.channel.reserve();
         let doing = Doing::Step { index, run: run.clone(), failed, began_ms: UnixMillis::now() };
         self.reach(doing, self.deadline).await?;
+        self.vitals.step_begins();
         // Behind the journal: a crash in between may cost this line, and never says it twice.
         if let Some(said) = said {
             work.log.say(said).await;
@@ -286,6 +328,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
     ) -> Result<Ended, Stop> {
         let work = self.work;
         (self.report)(Progress::WentOn);
+        self.vitals.step_begins();
         let (path, name) = (work.log_path.clone(), run.clone());
         let read = blocking::run(move || log::position(&path, &name)).await;
         let unread = |why: String| Stop::System(format!("cannot read `{}`: {why}", work.log_path.display()));

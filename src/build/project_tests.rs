@@ -14,6 +14,7 @@ fn defaults() -> Builds {
         timeout: 240 * MINUTE,
         step_timeout: 60 * MINUTE,
         retries: 2,
+        guest_health: true,
         kill_grace: MINUTE,
         log_max: ByteSize(1 << 20),
         artifacts_max: ByteSize(1 << 20),
@@ -26,6 +27,7 @@ fn defaults() -> Builds {
 fn pools(names: &[&str]) -> BTreeMap<PoolName, Pool> {
     let pool = Pool {
         image: "x".into(),
+        generation: None,
         warm: 1,
         max: 1,
         cpu: None,

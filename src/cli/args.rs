@@ -131,6 +131,11 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+    /// List the generations of images, choose one, or go back to the one before.
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
     /// Show the pools: what is warm, who waits, what is wrong.
     Pool {
         /// Print JSON.
@@ -242,6 +247,38 @@ pub enum CacheCommand {
     },
 }
 
+/// `preheat image ...`
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List images and their generations: which is in use, which is gone back to, which did not come up.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have an image's name mean this generation, also after a restart.
+    ///
+    /// Its pools roll over: VMs of the one before serve until new ones are warm, and builds that run end as they began. Where
+    /// three VMs in a row do not come up and none has, the name means again what it meant before.
+    Use {
+        /// As `macos@3`; `macos@0` is the VM that is called just so.
+        #[arg(value_name = "NAME@GENERATION", value_parser = image_generation)]
+        image: (String, u32),
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have an image's name mean the good generation that it meant before.
+    Rollback {
+        /// The image's name.
+        #[arg(value_name = "NAME")]
+        image: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// `preheat config ...`
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -325,6 +362,8 @@ impl Command {
             | Self::Artifacts { json, .. }
             | Self::Trace { json, .. }
             | Self::Cache { command: CacheCommand::List { json, .. } | CacheCommand::Remove { json, .. } }
+            | Self::Image { command: ImageCommand::List { json } }
+            | Self::Image { command: ImageCommand::Use { json, .. } | ImageCommand::Rollback { json, .. } }
             | Self::Pool { json }
             | Self::Vms { json }
             | Self::Status { json }
@@ -344,6 +383,13 @@ fn cache(text: &str) -> Result<CacheSpec, String> {
     let (key, paths) = text.rsplit_once('=').ok_or("write KEY=PATH, or KEY=PATH,PATH")?;
     let paths = paths.split(',').map(str::to_owned).collect();
     Ok(CacheSpec { key: key.to_owned(), restore_keys: Vec::new(), paths })
+}
+
+fn image_generation(text: &str) -> Result<(String, u32), String> {
+    let wrong = "write NAME@GENERATION, as `macos@3`";
+    let (name, generation) = text.rsplit_once('@').filter(|(name, _)| !name.is_empty()).ok_or(wrong)?;
+    let number = generation.strip_prefix('g').unwrap_or(generation).parse();
+    Ok((name.to_owned(), number.map_err(|_| wrong)?))
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -398,6 +444,15 @@ mod tests {
         assert!(remove("preheat cache remove a b") && remove("preheat cache remove --all"));
         assert!(remove("preheat cache remove --project p --json"));
         assert!(!remove("preheat cache remove") && !remove("preheat cache remove --all a"));
+    }
+
+    #[test]
+    fn a_generation_is_named_with_its_image() {
+        assert_eq!(image_generation("macos@3"), Ok(("macos".into(), 3)));
+        assert_eq!(image_generation("macos@g12"), Ok(("macos".into(), 12)));
+        for wrong in ["macos", "@3", "macos@", "macos@-1", "macos@x"] {
+            assert!(image_generation(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod download;
 pub mod exit;
 pub mod follow;
+pub mod image;
 pub mod lists;
 pub mod logs;
 pub mod operate;
@@ -98,6 +99,7 @@ async fn ask(args: Args) -> Result<Exit, Problem> {
         Command::Artifacts { build, out, json } => artifacts::command(&client, build, out, json).await,
         Command::Trace { build, out, json } => trace::command(&client, build, out, json).await,
         Command::Cache { command } => cache::command(&client, command).await,
+        Command::Image { command } => image::command(&client, command).await,
         Command::Pool { json } => lists::pools(&client, json).await,
         Command::Vms { json } => lists::vms(&client, json).await,
         Command::Status { json } => operate::status(&client, json).await,

@@ -117,13 +117,15 @@ pub fn held_back(old: &Config, new: Config) -> Config {
     now.api.listen = old.api.listen;
     now.api.token_file.clone_from(&old.api.token_file);
     now.log.json = old.log.json;
+    now.log.file.clone_from(&old.log.file);
     now
 }
 
 fn of_log(changes: &mut Changes, old: &Log, new: &Log) {
-    let Log { filter, json, vm_keep, vm_keep_age, vm_keep_bytes } = old;
+    let Log { filter, json, file, vm_keep, vm_keep_age, vm_keep_bytes } = old;
     changes.note("log", "filter", (filter, &new.filter), Applies::Live);
     changes.note("log", "json", (json, &new.json), Applies::Restart);
+    changes.note("log", "file", (file, &new.file), Applies::Restart);
     changes.note("log", "vm_keep", (vm_keep, &new.vm_keep), Applies::Live);
     changes.note("log", "vm_keep_age", (vm_keep_age, &new.vm_keep_age), Applies::Live);
     changes.note("log", "vm_keep_bytes", (vm_keep_bytes, &new.vm_keep_bytes), Applies::Live);
@@ -160,6 +162,7 @@ fn of_builds(changes: &mut Changes, old: &Builds, new: &Builds) {
         step_timeout,
         retries,
         kill_grace,
+        guest_health,
         log_max,
         artifacts_max,
         keep,
@@ -170,6 +173,7 @@ fn of_builds(changes: &mut Changes, old: &Builds, new: &Builds) {
     changes.note("builds", "step_timeout", (step_timeout, &new.step_timeout), Applies::Live);
     changes.note("builds", "retries", (retries, &new.retries), Applies::Live);
     changes.note("builds", "kill_grace", (kill_grace, &new.kill_grace), Applies::Live);
+    changes.note("builds", "guest_health", (guest_health, &new.guest_health), Applies::Live);
     changes.note("builds", "log_max", (log_max, &new.log_max), Applies::Live);
     changes.note("builds", "artifacts_max", (artifacts_max, &new.artifacts_max), Applies::Live);
     changes.note("builds", "keep", (keep, &new.keep), Applies::Live);
@@ -211,6 +215,8 @@ fn of_pool_times(changes: &mut Changes, at: &str, old: &Pool, new: &Pool) {
     use Applies::{Live, NewVms};
     let Pool {
         image: _,
+        // Chosen, and not configured: `supervisor::images` rolls the pool.
+        generation: _,
         warm: _,
         max: _,
         cpu: _,

@@ -33,6 +33,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ids::PoolName;
+use crate::images::generation::{self, Which};
 pub use live::Live;
 pub use load::{Inputs, Loaded};
 pub use mistake::{Mistake, Mistakes, Origin};
@@ -82,6 +83,10 @@ impl Home {
     /// Held locked by the daemon that owns this installation.
     pub fn lock(&self) -> PathBuf {
         self.0.join("daemon.lock")
+    }
+    /// What is known of images' generations: a file each, which whoever made one wrote.
+    pub fn images(&self) -> PathBuf {
+        self.0.join("images")
     }
     /// The pool's own `TART_HOME`.
     pub fn tart(&self) -> PathBuf {
@@ -171,6 +176,8 @@ pub struct Builds {
     pub retries: u16,
     /// Between asking a step's processes to end and killing them.
     pub kill_grace: Duration,
+    /// Guests are looked at while steps run.
+    pub guest_health: bool,
     pub log_max: ByteSize,
     pub artifacts_max: ByteSize,
     /// Ended builds that are kept, newest first.
@@ -226,6 +233,8 @@ pub enum Resolver {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
     pub image: String,
+    /// What the image's name means: it is chosen while the daemon runs, and no key.
+    pub generation: Which,
     /// VMs kept ready.
     pub warm: u16,
     /// Running VMs at most; also the number of slots.
@@ -257,6 +266,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// The VM that is cloned.
+    pub fn base(&self) -> String {
+        generation::vm(&self.image, self.generation)
+    }
+
     /// An argument that shares a folder with the guest: its state cannot be saved.
     pub fn shares_a_folder(&self) -> bool {
         self.run_args.iter().any(|arg| arg == "--dir" || arg.starts_with("--dir="))
@@ -286,6 +300,8 @@ pub struct Log {
     pub filter: String,
     /// One JSON object a line instead of text.
     pub json: bool,
+    /// Where it goes; `None` is stderr.
+    pub file: Option<PathBuf>,
     /// What gone VMs printed: so many files are kept, newest first.
     pub vm_keep: u32,
     /// And of them those that were written to less than this ago.

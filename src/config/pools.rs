@@ -119,6 +119,7 @@ fn shape(s: &mut Section<'_>, folders: &Folders, host: Option<Option<&Host>>) ->
     }
     Some(Pool {
         image: String::new(),
+        generation: None,
         network: Network::Nat,
         warm: warm?,
         max: max?,

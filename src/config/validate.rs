@@ -43,7 +43,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
     let builds = builds(root.table("builds"));
     let caches = caches(root.table("caches"));
     let stop = stop(root.table("stop"));
-    let log = log(root.table("log"));
+    let log = log(root.table("log"), folders);
     let (defaults, _) = root.raw_table("pool_defaults", "[pool_defaults]");
     let defaults = defaults.unwrap_or_default();
     pools::defaults(root.walk(), defaults.clone(), folders);
@@ -172,6 +172,7 @@ fn builds(mut s: Section<'_>) -> Option<Builds> {
     let step_timeout = s.duration("step_timeout", &bound::BUILD_TIMEOUT);
     let retries = s.count("retries", &bound::RETRIES);
     let kill_grace = s.duration("kill_grace", &bound::KILL_GRACE);
+    let guest_health = s.flag("guest_health");
     let log_max = s.size("log_max", &bound::LOG_MAX);
     let artifacts_max = s.size("artifacts_max", &bound::ARTIFACTS_MAX);
     let keep = s.count("keep", &bound::KEEP);
@@ -183,6 +184,7 @@ fn builds(mut s: Section<'_>) -> Option<Builds> {
         step_timeout: step_timeout?,
         retries: retries?,
         kill_grace: kill_grace?,
+        guest_health: guest_health?,
         log_max: log_max?,
         artifacts_max: artifacts_max?,
         keep: keep?,
@@ -206,9 +208,10 @@ fn stop(mut s: Section<'_>) -> Option<Stop> {
     Some(Stop { drain_timeout: drain_timeout? })
 }
 
-fn log(mut s: Section<'_>) -> Option<Log> {
+fn log(mut s: Section<'_>, folders: &Folders) -> Option<Log> {
     let filter = s.text("filter", "a level, or levels by module", rules::log_filter);
     let json = s.flag("json");
+    let file = path_or_none(&mut s, "file", folders, false);
     let vm_keep = s.count("vm_keep", &bound::VM_KEEP);
     let vm_keep_age = s.duration("vm_keep_age", &bound::KEEP_AGE);
     let vm_keep_bytes = s.size_or("vm_keep_bytes", &bound::VM_KEEP_BYTES, 1, UNLIMITED);
@@ -216,6 +219,7 @@ fn log(mut s: Section<'_>) -> Option<Log> {
     Some(Log {
         filter: filter?,
         json: json?,
+        file: file?,
         vm_keep: vm_keep?,
         vm_keep_age: vm_keep_age?,
         vm_keep_bytes: vm_keep_bytes?,

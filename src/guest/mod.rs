@@ -7,6 +7,7 @@ mod follow;
 mod fresh;
 mod globs;
 pub(crate) mod heads;
+mod health;
 pub mod lines;
 mod link;
 mod master;
@@ -29,7 +30,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Deadline;
@@ -183,6 +184,17 @@ pub struct TakenCache {
     pub absent: Vec<String>,
 }
 
+/// How a guest is at one moment. What it does not say is absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Of all its processors together, since the look before.
+    pub cpu_percent: Option<u8>,
+    /// Used and all, in bytes.
+    pub memory: Option<(u64, u64)>,
+    /// Used and free, in bytes, where the work is.
+    pub disk: Option<(u64, u64)>,
+}
+
 /// Opens channels.
 pub trait Connector: Send + Sync + 'static {
     /// One attempt after the other until a full handshake and a command have been answered, or the deadline has passed.
@@ -264,6 +276,15 @@ pub trait Channel: Send + Sync {
 
     /// Takes a cache out, into one file. [`TakeError::Missing`] when none of its paths is there.
     fn take_cache<'a>(&'a self, take: &'a TakeCache) -> BoxFuture<'a, Result<TakenCache, TakeError>>;
+
+    /// Looks at how the guest is, `every` so often and whenever it is hurried, and sends what it sees. It costs the guest next
+    /// to nothing, and returns when nobody listens or the guest says nothing.
+    fn watch<'a>(
+        &'a self,
+        every: Duration,
+        hurry: &'a Notify,
+        looks: mpsc::Sender<Look>,
+    ) -> BoxFuture<'a, ()>;
 
     /// Resolves when the guest can be reached no more: a connection that merely broke is opened again before that.
     fn lost(&self) -> BoxFuture<'static, Fault>;

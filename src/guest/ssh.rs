@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Connection};
 use super::follow::Follower;
 use super::link::Link;
 use super::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, Take, TakeCache, TakeError,
-    Taken, TakenCache, Target, cache, fresh, master, takeout, transfer,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, Take, TakeCache,
+    TakeError, Taken, TakenCache, Target, cache, fresh, health, master, takeout, transfer,
 };
 use crate::clock::Deadline;
 use crate::ids::RunId;
@@ -138,6 +138,15 @@ impl Channel for SshChannel {
 
     fn take_cache<'a>(&'a self, take: &'a TakeCache) -> BoxFuture<'a, Result<TakenCache, TakeError>> {
         cache::take(&self.link, take).boxed()
+    }
+
+    fn watch<'a>(
+        &'a self,
+        every: Duration,
+        hurry: &'a Notify,
+        looks: mpsc::Sender<Look>,
+    ) -> BoxFuture<'a, ()> {
+        health::watch(&self.link, every, hurry, looks).boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

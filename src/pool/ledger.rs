@@ -45,6 +45,7 @@ pub use queue::Queue;
 use super::baking::{Baking, Resuming};
 use super::breaker::Breaker;
 use super::limit::MacosLimit;
+use super::trial::Trial;
 use super::trouble::Trouble;
 use crate::clock::{Instant, UnixMillis};
 use crate::config;
@@ -128,6 +129,8 @@ pub struct PoolRow {
     memory_mib: Option<u64>,
     /// Unknown until the runtime was asked; without it nothing is cloned.
     pub image: Option<ImageInfo>,
+    /// Of what the pool's image means now.
+    pub trial: Trial,
     pub trouble: Trouble,
     pub resuming: Resuming,
     pub baking: Baking,
@@ -144,6 +147,7 @@ impl PoolRow {
             cpu: pool.cpu,
             memory_mib: pool.memory.map(|m| m.0 >> 20),
             image: None,
+            trial: Trial::default(),
             trouble: Trouble::default(),
             resuming: match pool.resume && !pool.shares_a_folder() {
                 true => Resuming::Unknown,

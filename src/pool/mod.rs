@@ -1,6 +1,7 @@
 //! Many VMs, and who gets which. `ledger` is the books, `policy` reads them and says the next thing to do, `admission` says
 //! what a build waits for; `trouble` how long a pool waits after failures, `breaker` the host, and `limit` what is left of
-//! macOS's slots, `baking` when a VM is suspended for others to resume from, `gap` how long slots stand empty: all of them are pure. `actor` performs; `recipe` is what a VM is
+//! macOS's slots, `baking` when a VM is suspended for others to resume from, `gap` how long slots stand empty, `trial` whether an image
+//! ever came up: all of them are pure. `actor` performs; `recipe` is what a VM is
 //! made from.
 
 pub mod actor;
@@ -15,4 +16,5 @@ pub mod limit;
 pub mod policy;
 pub mod recipe;
 pub mod snapshot;
+pub mod trial;
 pub mod trouble;

@@ -16,6 +16,7 @@ pub fn can_resume(pool: &Pool, image: &ImageInfo) -> bool {
 pub fn golden_key(pool: &Pool, image: &ImageInfo) -> String {
     let Pool {
         image: name,
+        generation,
         cpu,
         memory,
         disk,
@@ -36,7 +37,17 @@ pub fn golden_key(pool: &Pool, image: &ImageInfo) -> String {
         resume: _,
         resume_timeout: _,
     } = pool;
-    let parts = (name, &image.identity, cpu, memory, disk, (user, key, port), network, warmup, run_args);
+    let parts = (
+        (name, generation),
+        &image.identity,
+        cpu,
+        memory,
+        disk,
+        (user, key, port),
+        network,
+        warmup,
+        run_args,
+    );
     let digest = Sha256::digest(format!("{parts:?}"));
     digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -55,7 +66,7 @@ pub fn recipe(
     let golden = |vm: &VmName| Origin::Golden { vm: vm.clone(), resume_timeout: pool.resume_timeout };
     Recipe {
         name: vm.clone(),
-        image: pool.image.clone(),
+        image: pool.base(),
         origin: origin.map_or(Origin::Image, golden),
         shape: Shape {
             cpus: pool.cpu,

@@ -11,10 +11,12 @@ use rpds::RedBlackTreeMapSync;
 use super::admission::{self, Waits};
 use super::breaker::BreakerState;
 use super::ledger::{Changes, Counts, Ledger, PoolRow, Stage, Standing, VmRow};
+use super::trial::Trial;
 use crate::api::wire::{PoolView, TroubleScope, TroubleView, VmView};
 use crate::clock::{Instant, UnixMillis};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::ids::{BuildId, PoolName};
+use crate::images::generation::{self, Which};
 use crate::runtime::{Fault, VmName};
 use crate::vm::state::VmStateName;
 
@@ -86,7 +88,12 @@ impl std::fmt::Debug for VmViews {
 #[derive(Debug, Clone)]
 pub struct PoolState {
     pub name: PoolName,
+    /// As it is configured.
     pub image: String,
+    /// What that means.
+    pub generation: Which,
+    /// How VMs of it come up.
+    pub trial: Trial,
     pub warm: u16,
     pub max: u16,
     pub waiting: u16,
@@ -116,7 +123,7 @@ impl PoolState {
         let counts = VmStateName::ALL.map(|state| (state.as_str().to_owned(), self.count(state)));
         PoolView {
             name: self.name.to_string(),
-            image: self.image.clone(),
+            image: generation::vm(&self.image, self.generation),
             warm_target: self.warm,
             max: self.max,
             vms: counts.into_iter().map(|(name, n)| (name, u16::try_from(n).unwrap_or(u16::MAX))).collect(),
@@ -163,9 +170,10 @@ impl Publisher {
                 self.queues.insert(pool.clone(), queue);
             }
         }
-        let pools = config.pools.iter().filter_map(|(name, pool)| {
-            Some(self.pool(ledger, ledger.standing(name)?, &pool.image, now, wall))
-        });
+        let pools = config
+            .pools
+            .iter()
+            .filter_map(|(name, pool)| Some(self.pool(ledger, ledger.standing(name)?, pool, now, wall)));
         PoolSnapshot {
             generation: self.generation,
             pools: pools.collect(),
@@ -181,14 +189,16 @@ impl Publisher {
         &self,
         ledger: &Ledger,
         pool: Standing<'_>,
-        image: &str,
+        config: &config::Pool,
         now: Instant,
         wall: UnixMillis,
     ) -> PoolState {
         let in_ms = |at: Instant| i64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(0);
         PoolState {
             name: pool.name.clone(),
-            image: image.to_owned(),
+            image: config.image.clone(),
+            generation: config.generation,
+            trial: pool.row.trial.clone(),
             warm: pool.row.warm,
             max: pool.row.max,
             waiting: count(pool.waiting),

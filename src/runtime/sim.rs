@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, pending};
 use sha2::Digest as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +20,8 @@ use super::{
 use crate::clock::Deadline;
 use crate::config::Network;
 use crate::guest::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, Stream, Take, TakeCache,
-    TakeError, Taken, TakenCache, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, Stream, Take,
+    TakeCache, TakeError, Taken, TakenCache, Target,
 };
 use crate::ids::RunId;
 
@@ -77,6 +77,7 @@ struct Inner {
     running_most: usize,
     made: u32,
     identity: String,
+    look: Option<Look>,
 }
 
 #[derive(Clone)]
@@ -145,6 +146,11 @@ impl Sim {
     /// Images have other content from now on.
     pub fn replace_images(&self, identity: &str) {
         identity.clone_into(&mut self.lock().identity);
+    }
+
+    /// Guests are like this from now on; until then they say nothing of themselves.
+    pub fn guests_look(&self, look: Look) {
+        self.lock().look = Some(look);
     }
 
     /// How often `step` was done.
@@ -609,6 +615,25 @@ impl Channel for SimChannel {
             let digest = sha2::Sha256::digest(content);
             let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
             Ok(TakenCache { bytes, sha256, absent: Vec::new() })
+        }
+        .boxed()
+    }
+
+    fn watch<'a>(
+        &'a self,
+        every: Duration,
+        hurry: &'a Notify,
+        looks: mpsc::Sender<Look>,
+    ) -> BoxFuture<'a, ()> {
+        async move {
+            loop {
+                let look = self.sim.lock().look;
+                let Some(look) = look else { return };
+                if looks.send(look).await.is_err() {
+                    return;
+                }
+                timeout(every, hurry.notified()).await.ok();
+            }
         }
         .boxed()
     }

@@ -16,8 +16,8 @@ use crate::build::project::{self, Incomplete, ProjectFile};
 use crate::build::spec::BuildSpec;
 use crate::build::tree;
 use crate::cache::keys::{self, Of, Unsettled};
-use crate::config::Config;
 use crate::config::mistake::Mistakes;
+use crate::config::{Config, Pool};
 use crate::ids::TreeId;
 use crate::telemetry::events::Degraded;
 
@@ -158,9 +158,9 @@ fn settle_caches(
     source: &Path,
 ) -> Result<(), Refused> {
     let place = if request.caches.is_some() { "request" } else { project::FILE_NAME };
-    let image = config.pools.get(&spec.pool).map_or("", |pool| pool.image.as_str());
+    let image = config.pools.get(&spec.pool).map_or_else(String::new, Pool::base);
     let BuildSpec { caches, pool, env, .. } = spec;
-    let of = Of { pool: pool.as_str(), image, env, place };
+    let of = Of { pool: pool.as_str(), image: &image, env, place };
     keys::settle(caches, of, source).map_err(|unsettled| match unsettled {
         Unsettled::Wrong(mistakes) => wrong(mistakes),
         Unsettled::Host(error) => Refused::Internal(format!("cannot read `{}`: {error}", source.display())),

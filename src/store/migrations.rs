@@ -64,6 +64,9 @@ const STEPS: &[&str] = &[
     ) STRICT;
     CREATE INDEX build_spans_build ON build_spans (build);
 ",
+    "
+    CREATE TABLE images (name TEXT PRIMARY KEY, choice TEXT NOT NULL) STRICT;
+",
 ];
 
 /// Sets a connection up and runs the steps that are missing.

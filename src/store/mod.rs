@@ -2,6 +2,7 @@
 //! while the daemon runs.
 
 mod goldens;
+mod images;
 mod migrations;
 pub mod record;
 pub mod seal;

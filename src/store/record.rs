@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::wire::{ArtifactView, BuildState, BuildView, CacheView, Claim, PhaseView};
+use crate::api::wire::{ArtifactView, BuildState, BuildView, CacheView, Claim, GuestView, PhaseView};
 use crate::build::place::{Place, Verdict};
 use crate::build::spec::{BuildResult, BuildSpec};
 use crate::clock::{UnixMicros, UnixMillis};
@@ -33,6 +33,9 @@ pub struct BuildRecord {
     /// What became of its caches. Journals of earlier daemons have none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<CacheView>,
+    /// How its guest was when it was last looked at. Journals of earlier daemons have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestView>,
     /// Where its attempt is; `None` while nothing of the user's has run in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -84,6 +87,7 @@ impl BuildRecord {
             phases: Vec::new(),
             artifacts: Vec::new(),
             caches: Vec::new(),
+            guest: None,
             place: None,
             verdict: None,
             cancel_asked: false,
@@ -115,6 +119,7 @@ impl BuildRecord {
             phases: self.phases.clone(),
             artifacts: self.artifacts.clone(),
             caches: self.caches.clone(),
+            guest: self.guest,
         }
     }
 }

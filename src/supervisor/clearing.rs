@@ -182,5 +182,5 @@ async fn image(
     pool: &PoolName,
 ) -> Result<crate::runtime::ImageInfo, String> {
     let known = config.pools.get(pool).ok_or_else(|| format!("there is no pool `{pool}` any more"))?;
-    runtime.image(&known.image).await.map_err(|fault| fault.to_string())
+    runtime.image(&known.base()).await.map_err(|fault| fault.to_string())
 }

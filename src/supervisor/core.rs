@@ -12,12 +12,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::SupervisorHandle;
+use super::images::Images;
 use super::reload::{self, Reloads};
 use crate::api::service::{Refused, Service, Ticket};
 use crate::api::timeline::ChromeTrace;
 use crate::api::wire::{
-    ArtifactView, BuildView, CacheEntryView, DaemonState, LogLine, PoolView, ReloadView, StatusView,
-    SubmitSpec, VmView,
+    ArtifactView, BuildView, CacheEntryView, DaemonState, ImageView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
 };
 use crate::blocking;
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
@@ -62,8 +62,9 @@ pub struct Core {
     reloads: Reloads,
     /// Those of the build that was asked for one last: they are fetched one by one, and a record may name ten thousand.
     shown: std::sync::Mutex<Option<(BuildId, Arc<Shown>)>>,
+    images: Arc<Images>,
     /// Held by whoever changes what the daemon does as a whole, so that journal and pool end up saying the same.
-    changing: Mutex<()>,
+    changing: Arc<Mutex<()>>,
 }
 
 impl Core {
@@ -73,6 +74,7 @@ impl Core {
         supervisor: SupervisorHandle,
         exporter: Exporter,
         stopping: CancellationToken,
+        images: Arc<Images>,
     ) -> Self {
         let config = context.config.clone();
         let places = Arc::new(Semaphore::new(PLACES));
@@ -85,7 +87,8 @@ impl Core {
             places,
             stopping,
             shown: std::sync::Mutex::default(),
-            changing: Mutex::new(()),
+            changing: images.changing.clone(),
+            images,
         }
     }
 
@@ -358,6 +361,34 @@ impl Service for Core {
         .boxed()
     }
 
+    fn images(&self) -> BoxFuture<'_, Result<Vec<ImageView>, Refused>> {
+        self.images.list().boxed()
+    }
+
+    fn use_image<'a>(
+        &'a self,
+        name: &'a str,
+        generation: Option<u32>,
+    ) -> BoxFuture<'a, Result<ImageView, Refused>> {
+        async move {
+            if self.stopping.is_cancelled() {
+                return Err(Refused::Stopping);
+            }
+            self.images.choose(name, generation).await
+        }
+        .boxed()
+    }
+
+    fn roll_image_back<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ImageView, Refused>> {
+        async move {
+            if self.stopping.is_cancelled() {
+                return Err(Refused::Stopping);
+            }
+            self.images.roll_back(name).await
+        }
+        .boxed()
+    }
+
     fn pools(&self) -> Vec<PoolView> {
         self.context.pool.snapshot().pools.iter().map(|pool| pool.view()).collect()
     }
@@ -404,6 +435,7 @@ impl Service for Core {
                 live: &self.config,
                 pool: &self.context.pool,
                 exporter: &self.exporter,
+                images: &self.images,
                 limit: ASK_MAX,
             };
             let view = self.reloads.reload(parts).await?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::images::Images;
 use crate::api::service::Refused;
 use crate::api::wire::{ChangeView, ConfigView, ReloadView};
 use crate::blocking;
@@ -33,6 +34,8 @@ pub struct Parts<'a> {
     pub live: &'a Live,
     pub pool: &'a PoolHandle,
     pub exporter: &'a Exporter,
+    /// What images' names mean, which no file says.
+    pub images: &'a Images,
     /// For the pool's answer.
     pub limit: Duration,
 }
@@ -89,7 +92,9 @@ impl Reloads {
         };
         let read = read.clone();
         let loaded = blocking::run(move || read()).await;
-        let loaded = loaded.map_err(|e| Refused::Internal(e.to_string()))?.map_err(|m| self.refused(&m))?;
+        let mut loaded =
+            loaded.map_err(|e| Refused::Internal(e.to_string()))?.map_err(|m| self.refused(&m))?;
+        parts.images.apply(&mut loaded.config);
         let old = parts.live.get();
         let changes = changes::diff(&old, &loaded.config);
         let config = Arc::new(changes::held_back(&old, loaded.config.clone()));

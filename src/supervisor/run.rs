@@ -22,6 +22,7 @@ use super::clearing::{self, Found, clear_up};
 use super::core::Core;
 use super::ending::{self, Signals};
 use super::handle::SupervisorHandle;
+use super::images::{self, Images};
 use super::reload::{Follower, Read, Source};
 use super::resume::{self, Fate};
 use super::rounds;
@@ -201,6 +202,7 @@ impl Daemon {
         outside: Outside,
         exporter: Exporter,
     ) -> Result<Self, RunError> {
+        let (config, _) = images::chosen(config, &store).await?;
         let found = clear_up(&config, outside.runtime.as_ref(), &store).await?;
         Self::start(config, store, outside, exporter, found).await
     }
@@ -216,6 +218,7 @@ impl Daemon {
         exporter: Exporter,
         found: Found,
     ) -> Result<Self, RunError> {
+        let (config, choices) = images::chosen(config, &store).await?;
         let goes_on: BTreeSet<BuildId> = found.adopt.iter().map(|adoption| adoption.build).collect();
         let Outside { runtime, connector, courier } = outside;
         let (publish, _) = watch::channel(Arc::new(PoolSnapshot::default()));
@@ -249,13 +252,16 @@ impl Daemon {
         let silent = || RunError::Start("the supervisor does not answer".into());
         let context = supervisor.context(ASK_MAX).await.ok_or_else(silent)?;
         let stopping = CancellationToken::new();
-        let core = Core::new(context.clone(), supervisor.clone(), exporter.clone(), stopping.clone());
+        let images = Arc::new(Images::new(&context, runtime.clone(), choices));
+        let (end, names) = (stopping.clone(), images.clone());
+        let core = Core::new(context.clone(), supervisor.clone(), exporter.clone(), end, names);
         let tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(chronicle::write(store, unwritten))),
             AbortOnDropHandle::new(tokio::spawn(upkeep(exporter))),
             AbortOnDropHandle::new(tokio::spawn(rounds::images(runtime.clone(), context.clone()))),
             AbortOnDropHandle::new(tokio::spawn(rounds::janitor(runtime, context.clone()))),
             AbortOnDropHandle::new(tokio::spawn(rounds::disk(context.clone()))),
+            AbortOnDropHandle::new(tokio::spawn(images.keep())),
         ];
         let daemon = Self { core: Arc::new(core), context, supervisor, broken, stopping, _tasks: tasks };
         daemon.take_up(&goes_on).await?;

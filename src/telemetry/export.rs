@@ -12,6 +12,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::caching;
 use super::events::{self, AdoptionEnd, JanitorAction, RetireReason, Stored};
+use super::guests;
+use super::images::ChosenBy;
 use super::names::{self, Kind};
 use super::process;
 use crate::build::spec::BuildResult;
@@ -98,6 +100,9 @@ impl Exporter {
         gauge!(names::ORPHANS_STUCK).set(0.0);
         counter!(names::TRACE_SPANS_DROPPED).absolute(0);
         caching::zero();
+        for why in ChosenBy::ALL {
+            counter!(names::IMAGE_CHOICES, "why" => why.as_str()).absolute(0);
+        }
         for result in ["known", "sent"] {
             counter!(names::TREES, "result" => result).absolute(0);
         }
@@ -136,8 +141,9 @@ impl Exporter {
 /// An absolute zero changes no counter that is further.
 fn zero_configured(config: &Config) {
     gauge!(names::HOST_DISK_FREE_MIN).set(config.host.disk_free_min.0 as f64);
-    for pool in config.pools.keys() {
-        zero_pool(pool.as_str());
+    for (name, pool) in &config.pools {
+        zero_pool(name.as_str());
+        guests::zero_pool(name.as_str(), pool.max);
     }
     for upload in &config.uploads {
         gauge!(names::UPLOADS_PENDING, "sink" => upload.name.clone()).increment(0.0);
@@ -200,6 +206,7 @@ fn set_gauges(snapshot: &PoolSnapshot) {
             .set(f64::from(pool.quarantined));
         gauge!(names::SLOTS_LOST, "pool" => name(), "reason" => "slot_leaked").set(f64::from(pool.leaked));
         gauge!(names::POOL_TROUBLE, "pool" => name()).set(if pool.trouble.is_some() { 1.0 } else { 0.0 });
+        gauge!(names::IMAGE_GENERATION, "pool" => name()).set(f64::from(pool.generation.unwrap_or(0)));
         gauge!(names::QUEUE_DEPTH, "pool" => name()).set(f64::from(pool.waiting));
         let held = pool.count(VmStateName::Leased) + pool.count(VmStateName::Adopting);
         gauge!(names::BUILDS_RUNNING, "pool" => name()).set(held as f64);

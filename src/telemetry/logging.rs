@@ -1,10 +1,13 @@
-//! The log: text for people or one JSON object a line, to stderr, filtered as the configuration says.
+//! The log: text for people or one JSON object a line, to stderr or a file, filtered as the configuration says.
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::log_file::LogFile;
 use crate::config::Log;
 
 /// Why logging could not be set up.
@@ -13,6 +16,9 @@ pub enum LoggingError {
     /// The filter does not parse.
     #[error("log.filter: `{filter}` is not a filter: {text}")]
     Filter { filter: String, text: String },
+    /// The file cannot be written.
+    #[error("log.file: `{path}` cannot be opened: {source}")]
+    File { path: PathBuf, source: std::io::Error },
     /// Somebody set a subscriber before.
     #[error("the log was set up twice")]
     Twice,
@@ -21,12 +27,12 @@ pub enum LoggingError {
 /// Sets the process-wide log up.
 ///
 /// # Errors
-/// When the filter does not parse, or a log is there already.
+/// When the filter does not parse, the file cannot be opened, or a log is there already.
 pub fn install(log: &Log) -> Result<Filter, LoggingError> {
     let first = filter(&log.filter)?;
     let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(writer(log.file.as_deref())?)
+        .with_ansi(log.file.is_none() && std::io::stderr().is_terminal())
         .with_target(false);
     // Twice the same, because each format makes another type of it.
     let (set, installed): (Set, _) = if log.json {
@@ -40,6 +46,13 @@ pub fn install(log: &Log) -> Result<Filter, LoggingError> {
     };
     installed.map_err(|_| LoggingError::Twice)?;
     Ok(Filter { set })
+}
+
+fn writer(file: Option<&Path>) -> Result<BoxMakeWriter, LoggingError> {
+    let Some(path) = file else { return Ok(BoxMakeWriter::new(std::io::stderr)) };
+    let failed = |source| LoggingError::File { path: path.to_owned(), source };
+    let file = LogFile::open(path.to_owned()).map_err(failed)?;
+    Ok(BoxMakeWriter::new(move || file.clone()))
 }
 
 type Set = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;

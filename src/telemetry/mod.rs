@@ -6,6 +6,11 @@ pub mod caching;
 #[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
 pub mod events;
 pub mod export;
+#[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
+pub mod guests;
+#[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
+pub mod images;
+mod log_file;
 pub mod logging;
 pub mod names;
 mod process;

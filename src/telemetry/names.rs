@@ -83,6 +83,14 @@ catalogue! {
     BUILD_SECONDS = "preheat_build_duration_seconds", Histogram(BUILD), ["pool", "result"], "From submission to the result.";
     BUILD_PHASE_SECONDS = "preheat_build_phase_seconds", Histogram(PHASE), ["phase"], "One phase of a build.";
     BUILD_ATTEMPTS = "preheat_build_attempts_total", Counter, ["pool", "outcome"], "Attempts that ended: over, or again after a fault of the system's.";
+    GUEST_CPU = "preheat_guest_cpu_busy_ratio", Gauge, ["pool", "slot"], "How busy the processors of a build's guest are; 0 while no build is in the slot.";
+    GUEST_MEMORY_USED = "preheat_guest_memory_used_bytes", Gauge, ["pool", "slot"], "Memory that is in use in a build's guest; 0 while no build is in the slot.";
+    GUEST_MEMORY = "preheat_guest_memory_bytes", Gauge, ["pool", "slot"], "Memory of a build's guest; 0 while no build is in the slot.";
+    GUEST_DISK_USED = "preheat_guest_disk_used_bytes", Gauge, ["pool", "slot"], "Disk space that is in use in a build's guest; 0 while no build is in the slot.";
+    GUEST_DISK_FREE = "preheat_guest_disk_free_bytes", Gauge, ["pool", "slot"], "Disk space that is free in a build's guest; 0 also while no build is in the slot.";
+    GUEST_DISK_LOW = "preheat_guest_disk_low_total", Counter, ["pool"], "Attempts of builds whose guest's disk got nearly full.";
+    IMAGE_GENERATION = "preheat_image_generation", Gauge, ["pool"], "The generation of the pool's image that its VMs are cloned from; 0 where the image has none.";
+    IMAGE_CHOICES = "preheat_image_choices_total", Counter, ["why"], "Times that an image's name came to mean another generation: asked for, rolled back, failed to come up, or adopted because nobody had chosen.";
     RUNTIME_VERB_SECONDS = "preheat_runtime_verb_duration_seconds", Histogram(VERB), ["verb", "result"], "One verb of the VM runtime.";
     JANITOR_ACTIONS = "preheat_janitor_actions_total", Counter, ["action"], "What the janitor did about what it found.";
     RECONCILE_LAST_SUCCESS = "preheat_reconcile_last_success_timestamp_seconds", Gauge, [], "When the host's VMs were last compared with the books, in seconds since 1970.";

@@ -57,6 +57,8 @@ pub struct Fake {
     pub deaf: Mutex<bool>,
     pub draining: Mutex<bool>,
     pub reload: Mutex<Result<ReloadView, Vec<String>>>,
+    /// What the image `macos` means: one of two generations.
+    pub image: Mutex<u32>,
     me: Weak<Self>,
     builds: Mutex<BTreeMap<u64, Record>>,
     changed: watch::Sender<u64>,
@@ -83,6 +85,7 @@ impl Fake {
             deaf: Mutex::default(),
             draining: Mutex::default(),
             reload: Mutex::new(Ok(ReloadView::default())),
+            image: Mutex::new(1),
             builds: Mutex::default(),
             changed: watch::channel(0).0,
             places: Arc::new(Semaphore::new(places)),
@@ -210,6 +213,7 @@ fn fresh(id: BuildId) -> BuildView {
         phases: Vec::new(),
         artifacts: Vec::new(),
         caches: Vec::new(),
+        guest: None,
     }
 }
 
@@ -248,6 +252,25 @@ fn trace_of(view: &BuildView) -> ChromeTrace {
 pub fn artifact(path: &str, bytes: &[u8]) -> ArtifactView {
     let sha256 = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
     ArtifactView { path: path.into(), bytes: bytes.len() as u64, sha256 }
+}
+
+impl Fake {
+    fn image_view(&self) -> ImageView {
+        let current = *self.image.lock().expect("whole");
+        let generation = |n: u32| GenerationView {
+            generation: Some(n),
+            vm: format!("macos-g{n}"),
+            state: if n == current { GenerationState::Current } else { GenerationState::Unused },
+            why: None,
+            facts: BTreeMap::from([("xcode".into(), format!("26.{n}"))]),
+        };
+        ImageView {
+            name: "macos".into(),
+            pools: vec!["xcode".into()],
+            base: format!("macos-g{current}"),
+            generations: vec![generation(1), generation(2)],
+        }
+    }
 }
 
 impl Service for Fake {
@@ -369,6 +392,40 @@ impl Service for Fake {
             let mut caches = self.caches.lock().expect("whole");
             let at = caches.iter().position(|cache| cache.id == id);
             at.map(|at| caches.remove(at)).ok_or_else(|| Refused::CacheUnknown(id.to_owned()))
+        }
+        .boxed()
+    }
+
+    fn images(&self) -> BoxFuture<'_, Result<Vec<ImageView>, Refused>> {
+        async move { Ok(vec![self.image_view()]) }.boxed()
+    }
+
+    fn use_image<'a>(
+        &'a self,
+        name: &'a str,
+        generation: Option<u32>,
+    ) -> BoxFuture<'a, Result<ImageView, Refused>> {
+        async move {
+            match generation {
+                Some(n @ 1..=2) if name == "macos" => *self.image.lock().expect("whole") = n,
+                _ => {
+                    return Err(Refused::ImageUnknown { vm: format!("{name}-g{}", generation.unwrap_or(0)) });
+                }
+            }
+            Ok(self.image_view())
+        }
+        .boxed()
+    }
+
+    fn roll_image_back<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<ImageView, Refused>> {
+        async move {
+            let mut image = self.image.lock().expect("whole");
+            if *image == 1 {
+                return Err(Refused::NothingBefore(name.to_owned()));
+            }
+            *image = 1;
+            drop(image);
+            Ok(self.image_view())
         }
         .boxed()
     }

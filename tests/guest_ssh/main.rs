@@ -8,6 +8,7 @@
 
 mod caches;
 mod cuts;
+mod health;
 mod reach;
 mod ready;
 mod sshd;

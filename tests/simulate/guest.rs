@@ -7,14 +7,14 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt, pending};
 use preheat::clock::Deadline;
 use preheat::guest::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, Take, TakeCache, TakeError,
-    Taken, TakenCache, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, Take, TakeCache,
+    TakeError, Taken, TakenCache, Target,
 };
 use preheat::ids::RunId;
 use preheat::runtime::{Fault, ListedState, Reason};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -361,6 +361,11 @@ impl Channel for GuestChannel {
             Ok(Ok(TakenCache { bytes: content.len() as u64, sha256, absent: Vec::new() }))
         };
         async move { self.act(Step::TakeCache, take.deadline.left(), effect).await? }.boxed()
+    }
+
+    /// The world's guests say nothing of how they are.
+    fn watch<'a>(&'a self, _: Duration, _: &'a Notify, _: mpsc::Sender<Look>) -> BoxFuture<'a, ()> {
+        std::future::ready(()).boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

@@ -13,8 +13,9 @@ use crate::api::wire::{PoolList, TroubleView};
 use crate::cli::client::Client;
 use crate::cli::parts;
 use crate::config::{ByteSize, Config};
+use crate::images::generation;
 use crate::runtime::command::{Invocation, Output};
-use crate::runtime::{Fault, Reason};
+use crate::runtime::{Fault, ImageInfo, Reason, Runtime};
 
 /// For each command that is asked.
 const LOOK: Duration = Duration::from_secs(10);
@@ -45,8 +46,11 @@ async fn configured(config: &Config) -> Configured {
     let version = runtime.version().await;
     let mut images = Vec::new();
     for (pool, settings) in &config.pools {
-        let found = if version.is_ok() { runtime.image(&settings.image).await } else { Err(missing()) };
-        images.push(ImageFacts { pool: pool.to_string(), image: settings.image.clone(), found });
+        let (image, found) = match version {
+            Ok(_) => image(runtime.as_ref(), &settings.image).await,
+            Err(_) => (settings.image.clone(), Err(missing())),
+        };
+        images.push(ImageFacts { pool: pool.to_string(), image, found });
     }
     let key = |(pool, settings): (&crate::ids::PoolName, &crate::config::Pool)| KeyFacts {
         pool: pool.to_string(),
@@ -65,6 +69,23 @@ async fn configured(config: &Config) -> Configured {
         port,
         troubles,
         control_socket: parts::control_socket(),
+    }
+}
+
+/// The image, or where there is no VM of its name, its newest generation. Which one a daemon uses, `preheat image list` says.
+async fn image(runtime: &dyn Runtime, name: &str) -> (String, Result<ImageInfo, Fault>) {
+    let found = runtime.image(name).await;
+    if !found.as_ref().is_err_and(|fault| fault.reason == Reason::ImageMissing) {
+        return (name.to_owned(), found);
+    }
+    let listed = runtime.list().await.unwrap_or_default();
+    match generation::there(name, listed.iter().map(|row| row.name.as_str())).last() {
+        Some(newest @ Some(_)) => {
+            let vm = generation::vm(name, *newest);
+            let found = runtime.image(&vm).await;
+            (vm, found)
+        }
+        Some(None) | None => (name.to_owned(), found),
     }
 }
 

@@ -39,12 +39,24 @@ impl PoolBooks {
             }
             VmPhase::Birth(_) => match golden.filter(|_| !of_the_host(&fault)) {
                 Some(golden) => self.fell_back(&golden, &fault),
-                None => self.blame(&vm.pool, Some(vm), fault, false),
+                None => {
+                    self.tried(vm, &fault);
+                    self.blame(&vm.pool, Some(vm), fault, false);
+                }
             },
         }
         self.channels.remove(vm);
         let build = self.ledger.dying(vm);
         self.not_adopted(me, vm, build, &text);
+    }
+
+    /// A VM that was made of the image did not come up.
+    fn tried(&mut self, vm: &VmName, fault: &Fault) {
+        let edition = self.ledger.vm(vm).map(|row| row.edition);
+        let pool = self.ledger.pools.get_mut(&vm.pool);
+        if let Some(pool) = pool.filter(|pool| Some(pool.edition) == edition) {
+            pool.trial.failed(fault);
+        }
     }
 
     /// A fault of the host's is the host's, and opens its breaker; one of the image's or of a guest's is its pool's.

@@ -49,7 +49,7 @@ impl PoolBooks {
                 continue;
             }
             let (runtime, image, name, me) =
-                (self.args.runtime.clone(), config.image.clone(), pool.clone(), me.clone());
+                (self.args.runtime.clone(), config.base(), pool.clone(), me.clone());
             let edition = row.edition;
             let task = AbortOnDropHandle::new(tokio::spawn(async move {
                 let answer = runtime.image(&image).await;

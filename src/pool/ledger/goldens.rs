@@ -4,6 +4,7 @@ use super::{Ledger, Stage, VmRow, slot_of};
 use crate::clock::UnixMillis;
 use crate::ids::{Generation, PoolName, SlotId};
 use crate::pool::baking::Resuming;
+use crate::pool::trial::Trial;
 use crate::runtime::{ImageInfo, VmName};
 use crate::vm::state::VmStateName;
 
@@ -74,6 +75,7 @@ impl Ledger {
         if row.image.as_ref().is_some_and(|known| known.identity != image.identity) {
             self.newest_edition += 1;
             row.edition = self.newest_edition;
+            row.trial = Trial::default();
         }
         if row.image.as_ref() == Some(&image) && row.resuming == resuming {
             return;
@@ -84,8 +86,12 @@ impl Ledger {
 
     /// How a VM that is warm now came up.
     pub(super) fn note_birth(&mut self, name: &VmName) {
-        let resumed = self.vms.get(name).is_some_and(|vm| vm.origin.is_some());
+        let Some(vm) = self.vms.get(name) else { return };
+        let (resumed, edition) = (vm.origin.is_some(), vm.edition);
         let Some(pool) = self.pools.get_mut(&name.pool) else { return };
+        if pool.edition == edition {
+            pool.trial.warmed();
+        }
         match resumed {
             true => pool.baking.resumed(),
             false => pool.baking.booted(name.slot),

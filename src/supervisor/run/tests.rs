@@ -24,6 +24,8 @@ mod caches;
 mod cancelling;
 mod crashes;
 mod draining;
+mod health;
+mod images;
 mod reloading;
 mod resuming;
 mod retries;
