@@ -12,6 +12,7 @@ pub mod host;
 pub mod ids;
 pub mod janitor;
 pub mod jitter;
+pub mod pipelines;
 pub mod pool;
 pub mod runtime;
 pub mod source;

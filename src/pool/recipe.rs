@@ -35,6 +35,8 @@ pub fn golden_key(pool: &Pool, image: &ImageInfo) -> String {
         max_age: _,
         resume: _,
         resume_timeout: _,
+        // What is said of it.
+        provides: _,
     } = pool;
     let parts = (name, &image.identity, cpu, memory, disk, (user, key, port), network, warmup, run_args);
     let digest = Sha256::digest(format!("{parts:?}"));

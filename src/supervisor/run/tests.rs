@@ -24,6 +24,7 @@ mod caches;
 mod cancelling;
 mod crashes;
 mod draining;
+mod reasons;
 mod reloading;
 mod resuming;
 mod retries;
@@ -114,6 +115,8 @@ async fn submit(
     let mut spec = BuildSpec {
         project: "p".into(),
         pool: "linux".parse().expect("a name"),
+        pipeline: None,
+        said: Vec::new(),
         steps: vec![step],
         env: BTreeMap::new(),
         secrets: Vec::new(),
