@@ -16,6 +16,7 @@ mod faults;
 mod house;
 mod idle;
 mod kills;
+mod pipelines;
 mod projects;
 mod refusals;
 mod reloads;

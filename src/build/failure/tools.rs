@@ -49,7 +49,9 @@ fn host(line: &str) -> Option<&str> {
 
 fn not_reached(what: &str, lines: Vec<String>) -> Option<Said> {
     let word = lines.iter().find_map(|line| unreachable(line))?;
-    let host = lines.iter().find_map(|line| host(line)).map_or(String::new(), |host| format!(" at {host}"));
+    let told = lines.iter().filter(|line| unreachable(line).is_some());
+    let host =
+        told.chain(&lines).find_map(|line| host(line)).map_or(String::new(), |host| format!(" at {host}"));
     let message = format!("{what}{host} cannot be reached from the guest ({word})");
     Some(Said { kind: FailureKind::System, message, lines })
 }
@@ -67,7 +69,7 @@ fn npm(lines: &[String]) -> Option<Said> {
     let said: Vec<String> = lines.iter().filter_map(spoken).collect();
     let first = said.first()?;
     let code = said.iter().find_map(|line| line.strip_prefix("code ")).unwrap_or_default();
-    if unreachable(code).is_some() || (unreachable(first).is_some()) {
+    if unreachable(code).is_some() || code.is_empty() && said.iter().any(|line| unreachable(line).is_some()) {
         return not_reached("the npm registry", said);
     }
     let all = said.join(" ");

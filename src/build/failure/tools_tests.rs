@@ -40,6 +40,18 @@ fn npm_without_a_network_is_told_as_that() {
 }
 
 #[test]
+fn npm_that_ends_without_a_word_of_the_network_is_told_by_what_it_wrote_down() {
+    is(
+        "npm error Exit handler never called!\nnpm error This is an error with npm itself. Please report this error at:\n\
+         npm error   <https://bugs.example.org/npm/cli/issues>\n\
+         npm error A complete log of this run can be found in: /home/admin/.npm/_logs/2026-01-01T00_00_00_000Z-debug-0.log\n\
+         npm error fetch GET https://registry.example.org/inherits attempt 1 failed with EAI_AGAIN\n",
+        System,
+        "the npm registry at registry.example.org cannot be reached from the guest (EAI_AGAIN)",
+    );
+}
+
+#[test]
 fn npm_says_what_a_developer_has_to_mend() {
     is(
         "npm error code EUSAGE\nnpm error\nnpm error `npm ci` can only install packages when your package.json and package-lock.json \
