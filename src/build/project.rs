@@ -396,6 +396,10 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
         }
         let folder = step.dir.as_deref().unwrap_or_default();
         check(key("dir"), folder, DIR, dir(folder));
+        for (word, other) in [("before", &step.before), ("after", &step.after)] {
+            let other = other.as_deref().unwrap_or("step");
+            check(key(word), other, NAME, name(other, bound::STEP_NAME_BYTES_MAX));
+        }
         check(key("timeout"), "", "", in_time(step.timeout));
         check(key("retries"), "", "", not_too_often(step.retries, &bound::STEP_RETRIES));
     }

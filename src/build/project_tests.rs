@@ -401,10 +401,15 @@ fn a_file_that_is_not_there_is_none_and_one_that_is_too_long_is_refused() {
 }
 
 #[test]
-fn the_name_of_a_secret_is_shown_so_that_no_terminal_obeys_it() {
-    for json in
-        [r#"{"secrets":{"\u001b[2J\n":""}}"#, r#"{"secrets":{"\u001b[2J":"x"},"env":{"\u001b[2J":"x"}}"#]
-    {
+fn what_a_request_names_is_shown_so_that_no_terminal_obeys_it() {
+    for json in [
+        r#"{"secrets":{"\u001b[2J\n":""}}"#,
+        r#"{"secrets":{"\u001b[2J":"x"},"env":{"\u001b[2J":"x"}}"#,
+        r#"{"needs":{"\u001b[2J":"\u001b"}}"#,
+        r#"{"pipeline":"\u001b[2J"}"#,
+        r#"{"pipeline":"shell","steps":[{"name":"\u001b","after":"\u001b[2J"}]}"#,
+        r#"{"pipeline":"shell","dir":"\u001b"}"#,
+    ] {
         let merged =
             merge(file("steps = [\"make\"]"), &request(json), &defaults(), &pools(&["linux"]), "folder");
         let Err(Incomplete::Wrong(mistakes)) = merged else { panic!("{merged:?}") };

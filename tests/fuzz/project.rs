@@ -96,8 +96,8 @@ fn request() -> impl Strategy<Value = SubmitSpec> {
     let text = || prop::option::of(any_text());
     let step = (text(), any_text(), text(), timeout.clone(), prop::option::of(any::<u16>())).prop_map(
         |(name, command, dir, timeout, retries)| {
-            let skip = false;
-            StepSpec { name, command, dir, timeout, retries, before: None, after: None, skip }
+            let (before, after, skip) = (name.clone(), dir.clone(), timeout.is_some());
+            StepSpec { name, command, dir, timeout, retries, before, after, skip }
         },
     );
     let variables = || prop::collection::btree_map(prop_oneof![any_text(), "[A-Z_]{1,6}"], any_text(), 0..4);

@@ -111,7 +111,7 @@ pub(super) fn pool(
             Ok((Some(name), Some(said)))
         }
         Err(unmet) => {
-            mistakes.push(Mistake::at(&Origin::Request, "needs", unmet.to_string()).hint(hint));
+            mistakes.push(Mistake::at(&Origin::Request, "needs", shown(&unmet.to_string())).hint(hint));
             Ok((None, None))
         }
     }
@@ -149,7 +149,7 @@ pub(super) fn plan(
                 mistake = mistake.hint(if around.files.is_empty() {
                     hint
                 } else {
-                    format!("{hint}; {}; {}", none.said(), none.hint())
+                    shown(&format!("{hint}; {}; {}", none.said(), none.hint()))
                 });
                 mistakes.push(mistake);
                 return Plan::default();
@@ -189,7 +189,7 @@ impl Plan {
         let mut names: BTreeSet<String> = names.collect();
         let own: Vec<StepOver> = own.iter().map(|step| laid_over(step, &mut names)).collect();
         if let Err((n, misfit)) = over::lay_steps(&mut steps, &own) {
-            mistakes.push(author.mistake(format!("steps[{n}]"), misfit.to_string()));
+            mistakes.push(author.mistake(format!("steps[{n}]"), shown(&misfit.to_string())));
             return;
         }
         let (settled, said) = choose::settle(&steps, source);
@@ -224,7 +224,7 @@ fn named<'a>(
         return match choose::find(around.pipelines, around.files, dir) {
             Ok((name, why)) => Some((name, format!("{why} (auto)"))),
             Err(none) => {
-                mistakes.push(author.mistake("pipeline", none.said()).hint(none.hint()));
+                mistakes.push(author.mistake("pipeline", none.said()).hint(shown(&none.hint())));
                 None
             }
         };
@@ -262,6 +262,11 @@ fn laid_over(step: &StepSpec, names: &mut BTreeSet<String>) -> StepOver {
         at: before.clone().map(At::Before).or_else(|| after.clone().map(At::After)),
         skip: *skip,
     }
+}
+
+/// Words that quote others, so that no terminal obeys them.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Without what does not change it: `./apps/mobile/` is `apps/mobile`.
