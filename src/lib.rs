@@ -13,6 +13,7 @@ pub mod ids;
 pub mod images;
 pub mod janitor;
 pub mod jitter;
+pub mod pipelines;
 pub mod pool;
 pub mod runtime;
 pub mod source;

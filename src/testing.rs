@@ -62,6 +62,7 @@ pub fn config() -> Config {
         },
         stop: Stop { drain_timeout: seconds(10) },
         pools: BTreeMap::new(),
+        pipelines: crate::config::pipelines::built_in(),
         uploads: Vec::new(),
         log: Log {
             filter: "info".into(),
@@ -89,6 +90,7 @@ pub fn pool(image: &str) -> Pool {
         key: PathBuf::from("/nonexistent/key"),
         port: 22,
         network: Network::Nat,
+        provides: BTreeMap::new(),
         boot_timeout: Duration::from_secs(120),
         probe_timeout: Duration::from_secs(5),
         probe_interval: Duration::from_secs(30),
@@ -106,6 +108,8 @@ pub fn spec() -> BuildSpec {
     BuildSpec {
         project: "p".into(),
         pool: "linux".parse().expect("a name"),
+        pipeline: None,
+        said: Vec::new(),
         steps: vec![step("step", "echo")],
         env: BTreeMap::new(),
         secrets: Vec::new(),

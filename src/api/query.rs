@@ -102,6 +102,15 @@ pub fn spec(uri: &Uri) -> Result<SubmitSpec, ApiError> {
         match name.as_str() {
             "project" => spec.project = Some(value),
             "pool" => spec.pool = Some(value),
+            "pipeline" => spec.pipeline = Some(value),
+            "dir" => spec.dir = Some(value),
+            "need" => {
+                let Some((name, need)) = value.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+                    let text = format!("`need` is `{value}`, and must be NAME=VERSION");
+                    return Err(ApiError::query(text).hint("as xcode=>=26"));
+                };
+                spec.needs.insert(name.into(), need.into());
+            }
             "step" => spec.steps.push(StepSpec { command: value, ..StepSpec::default() }),
             "artifact" => spec.artifacts.push(value),
             "env" => {
@@ -120,7 +129,12 @@ pub fn spec(uri: &Uri) -> Result<SubmitSpec, ApiError> {
                 return Err(ApiError::query("a secret must not stand in a URL, which is logged on its way")
                     .hint("send multipart/form-data with the parts `spec` and `source`"));
             }
-            _ => return Err(unknown(&name, "project, pool, step, artifact, env, timeout, retries")),
+            _ => {
+                return Err(unknown(
+                    &name,
+                    "project, pool, need, pipeline, dir, step, artifact, env, timeout, retries",
+                ));
+            }
         }
     }
     Ok(spec)

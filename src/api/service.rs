@@ -7,7 +7,8 @@ use futures::stream::BoxStream;
 
 use super::timeline::ChromeTrace;
 use super::wire::{
-    ArtifactView, BuildView, CacheEntryView, ErrorView, ImageView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
+    ArtifactView, BuildView, CacheEntryView, ErrorView, ImageView, LogLine, PoolView, ReloadView, StatusView,
+    SubmitSpec, VmView,
 };
 use crate::ids::{BuildId, TreeId};
 

@@ -19,7 +19,16 @@ pub struct SubmitSpec {
     pub project: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-    /// Replaces the project's steps when it is not empty.
+    /// What its pool must provide: `xcode` = `>=26`. Added to the project's, and winning over it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub needs: BTreeMap<String, String>,
+    /// How it is built; `auto` is found from the source's files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
+    /// The folder of the source that is built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+    /// Replaces the project's steps when it is not empty; with a pipeline they are laid over its steps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepSpec>,
     /// Added to the project's, and winning over it.
@@ -100,6 +109,8 @@ impl std::fmt::Debug for SecretValues {
 pub struct StepSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// May only be missing where a pipeline has a step of the name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub command: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<String>,
@@ -109,6 +120,15 @@ pub struct StepSpec {
     /// How often it is run again when it fails; absent is never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<u16>,
+    /// In a pipeline: the step that it comes before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// In a pipeline: the step that it comes after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// The pipeline's step of the name is left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip: bool,
 }
 
 /// One cache, in a submission and in `.preheat.toml`.
@@ -178,6 +198,94 @@ pub struct ArtifactView {
     pub path: String,
     pub bytes: u64,
     pub sha256: String,
+    /// Where it is an app: what it says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppView>,
+}
+
+/// What an app's package says of itself. None of it is proven but that the package is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppView {
+    pub kind: AppKind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle_id: Option<String>,
+    /// For people: `1.4.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// For stores: `214`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_number: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_os: Option<String>,
+    /// Of the provisioning profile in it; absent where it has none, as an unsigned one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+}
+
+/// What kind of package it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppKind {
+    Ipa,
+    Apk,
+    Aab,
+}
+
+impl AppKind {
+    /// The word, which is the end of its file's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ipa => "ipa",
+            Self::Apk => "apk",
+            Self::Aab => "aab",
+        }
+    }
+}
+
+/// Why a build failed, for whoever has to mend it. No secret is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureView {
+    pub kind: FailureKind,
+    /// The step that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// In one line.
+    pub message: String,
+    /// The lines of the step's output that say why, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
+}
+
+/// Who can mend it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureKind {
+    /// What was built, or how.
+    User,
+    /// Nothing of the build: the VM, the host, or a server that the guest could not reach.
+    System,
+    /// A step's or the build's time was over.
+    Timeout,
+    /// Certificates, profiles, keychains.
+    Signing,
+}
+
+impl FailureKind {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::System => "system",
+            Self::Timeout => "timeout",
+            Self::Signing => "signing",
+        }
+    }
 }
 
 /// A build.
@@ -192,6 +300,12 @@ pub struct BuildView {
     /// Why it ended as it did, in one line: the failing step and its exit code, the fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Why it failed, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureView>,
+    /// The pipeline that its steps are from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
     /// While it is queued: what it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,

@@ -406,6 +406,10 @@ impl BuildLife {
                 self.record.artifacts = artifacts;
                 self.announce();
             }
+            Progress::Failed(failure) => {
+                self.record.failure = Some(failure);
+                self.announce();
+            }
             Progress::CachesRestored(caches) => {
                 self.record.caches = caches;
                 self.announce();
@@ -506,6 +510,7 @@ impl BuildLife {
         self.record.running = false;
         self.record.artifacts.clear();
         self.record.caches.clear();
+        self.record.failure = None;
         self.record.place = None;
         self.dead_vms = 0;
         self.announce();

@@ -102,15 +102,16 @@ pub async fn conclude(path: &Path, text: String) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How far the outputs of a run are in the log at `path`: behind the last line of each.
+/// How far the outputs of a run are in the log at `path`: behind the last line of each. `each` is told what stands there.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn position(path: &Path, run: &RunId) -> std::io::Result<Position> {
+pub fn position(path: &Path, run: &RunId, mut each: impl FnMut(&str)) -> std::io::Result<Position> {
     let mut at = Position::default();
     for raw in BufReader::new(std::fs::File::open(path)?).split(b'\n') {
         let Ok(line) = serde_json::from_slice::<LogLine>(&raw?) else { continue };
         if let (Some(end), true) = (line.end, line.run.as_ref() == Some(run)) {
+            each(&line.text);
             match line.stream {
                 LogStream::Out => at.out = at.out.max(end),
                 LogStream::Err => at.err = at.err.max(end),

@@ -13,7 +13,10 @@ use secrecy::SecretString;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::app::{self, NoApp};
 use super::caching::{self, CacheRoom};
+use super::failure;
+use super::failure::tail::Tail;
 use super::log::{self, LogItem, LogWriter};
 use super::place::{self, Doing, Place};
 use super::recorder::Written;
@@ -21,10 +24,10 @@ use super::redact::Redactor;
 use super::spec::{BuildResult, BuildSpec, Step};
 use super::state::Outcome;
 use super::vitals::Vitals;
-use crate::api::wire::{ArtifactView, CacheSavedView, CacheView, LogStream};
+use crate::api::wire::{ArtifactView, CacheSavedView, CacheView, FailureView, LogStream};
 use crate::blocking;
 use crate::clock::{Deadline, UnixMillis};
-use crate::guest::{Bounds, Channel, Ended, Line, Look, Script, Stream, Take, TakeError, WORK_DIR};
+use crate::guest::{Bounds, Channel, Ended, Line, Look, Script, Stream, Take, TakeError, Taken, WORK_DIR};
 use crate::ids::RunId;
 use crate::runtime::Fault;
 
@@ -82,6 +85,8 @@ pub enum Progress {
         exit_code: Option<i32>,
     },
     Artifacts(Vec<ArtifactView>),
+    /// Why a step failed; the verdict follows.
+    Failed(FailureView),
     CachesRestored(Vec<CacheView>),
     /// Everything has succeeded, and that stands when it is on disk. Not answered where a cancel came before.
     Succeeded {
@@ -157,6 +162,9 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         let (work, report) = (self.work, self.report);
         let mut again = work.from.as_ref().map(|place| place.doing.clone());
         if again.is_none() {
+            for line in &work.spec.said {
+                work.log.say(line).await;
+            }
             let caches = caching::seek(work);
             self.bring_source().await?;
             if let Some(caches) = caches {
@@ -173,8 +181,9 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
             None => 0,
         };
         for (index, step) in work.spec.steps.iter().enumerate().skip(first) {
-            let ended = self.step_to_its_end(index, step, again.take()).await?;
-            judge(work, step, ended, self.deadline)?;
+            let (ended, tail) = self.step_to_its_end(index, step, again.take()).await?;
+            judge(work, step, ended, self.deadline)
+                .inspect_err(|stop| self.explain(step, ended, stop, tail))?;
         }
         if !work.spec.artifacts.is_empty() {
             let deadline = Deadline::after(self.deadline.left().max(ARTIFACTS_TIME_MIN));
@@ -264,9 +273,27 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         }
     }
 
-    /// The step, and the step again as often as its user asked for: how its last run ended.
-    async fn step_to_its_end(&self, index: usize, step: &Step, again: Option<Doing>) -> Result<Ended, Stop> {
-        let (mut failed, mut ended) = match again {
+    /// Why the step failed, from what its last run printed.
+    fn explain(&self, step: &Step, ended: Ended, stop: &Stop, tail: Tail) {
+        let (lines, redactor) = (tail.lines(), Redactor::new(self.work.secrets.values()));
+        let failure = match (ended, stop) {
+            (Ended::Exited(code), _) => failure::of_step(&step.name, code, &lines, &redactor),
+            (Ended::TimedOut, Stop::Verdict(_, why)) => {
+                failure::of_late_step(&step.name, why, &lines, &redactor)
+            }
+            (Ended::TimedOut, Stop::DeadVm(_) | Stop::System(_)) | (Ended::Cancelled, _) => return,
+        };
+        (self.report)(Progress::Failed(failure));
+    }
+
+    /// The step, and the step again as often as its user asked for: how its last run ended, and what that printed.
+    async fn step_to_its_end(
+        &self,
+        index: usize,
+        step: &Step,
+        again: Option<Doing>,
+    ) -> Result<(Ended, Tail), Stop> {
+        let (mut failed, (mut ended, mut tail)) = match again {
             Some(Doing::Step { run, failed, began_ms, .. }) => {
                 (failed, self.go_on(index, step, run, failed, began_ms).await?)
             }
@@ -280,10 +307,10 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
             failed += 1;
             let again = format!("it is run again ({failed} of {})", step.retries);
             let said = format!("step `{}` exited with {code}; {again}", step.name);
-            ended = self.run_step(index, step, failed, Some(said)).await?;
+            (ended, tail) = self.run_step(index, step, failed, Some(said)).await?;
             (self.report)(Progress::Ended { exit_code: exit_code(ended) });
         }
-        Ok(ended)
+        Ok((ended, tail))
     }
 
     /// One run of the step, after so many that failed.
@@ -293,7 +320,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         step: &Step,
         failed: u16,
         said: Option<String>,
-    ) -> Result<Ended, Stop> {
+    ) -> Result<(Ended, Tail), Stop> {
         let work = self.work;
         let run = work.channel.reserve();
         let doing = Doing::Step { index, run: run.clone(), failed, began_ms: UnixMillis::now() };
@@ -312,9 +339,10 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         };
         let (sender, lines) = mpsc::channel::<Line>(LINES_WAITING_MAX);
         let running = work.channel.run(&run, &script, sender, work.cancel.clone());
+        let mut tail = Tail::new(Redactor::new(work.secrets.values()));
         // Both to their ends: every line that was printed is in the log before the step is over.
-        let (ended, ()) = tokio::join!(running, copy(work, step, &run, lines));
-        Ok(ended?)
+        let (ended, ()) = tokio::join!(running, copy(work, step, &run, lines, &mut tail));
+        Ok((ended?, tail))
     }
 
     /// A step that an earlier daemon began, exactly behind the last line that it wrote down.
@@ -325,22 +353,30 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         run: RunId,
         failed: u16,
         began_ms: UnixMillis,
-    ) -> Result<Ended, Stop> {
+    ) -> Result<(Ended, Tail), Stop> {
         let work = self.work;
         (self.report)(Progress::WentOn);
         self.vitals.step_begins();
         let (path, name) = (work.log_path.clone(), run.clone());
-        let read = blocking::run(move || log::position(&path, &name)).await;
+        let mut tail = Tail::new(Redactor::new(work.secrets.values()));
+        let read = blocking::run(move || {
+            let position = log::position(&path, &name, |text| tail.push(text, false))?;
+            Ok::<_, std::io::Error>((position, tail))
+        });
+        let read = read.await;
         let unread = |why: String| Stop::System(format!("cannot read `{}`: {why}", work.log_path.display()));
-        let position = read.map_err(|e| unread(e.to_string()))?.map_err(|e| unread(e.to_string()))?;
+        let read = read.map_err(|e| unread(e.to_string()))?.map_err(|e| unread(e.to_string()))?;
+        let (position, mut tail) = read;
         let left = place::left(step.timeout, began_ms, UnixMillis::now()).min(self.deadline.left());
         let bounds = Bounds { timeout: left.max(READ_TIME_MIN), kill_grace: work.kill_grace };
         let (sender, lines) = mpsc::channel::<Line>(LINES_WAITING_MAX);
         let running = work.channel.attach(&run, position, bounds, sender, work.cancel.clone());
-        let (ended, ()) = tokio::join!(running, copy(work, step, &run, lines));
+        let (ended, ()) = tokio::join!(running, copy(work, step, &run, lines, &mut tail));
         match ended? {
-            Some(ended) if was_out_of_time(ended, left, work.cancel.is_cancelled()) => Ok(Ended::TimedOut),
-            Some(ended) => Ok(ended),
+            Some(ended) if was_out_of_time(ended, left, work.cancel.is_cancelled()) => {
+                Ok((Ended::TimedOut, tail))
+            }
+            Some(ended) => Ok((ended, tail)),
             // The crash came between the journal and the guest.
             None => self.run_step(index, step, failed, None).await,
         }
@@ -358,8 +394,9 @@ fn was_out_of_time(ended: Ended, left: Duration, cancelled: bool) -> bool {
 }
 
 /// The lines of a run into the log, until there are no more.
-async fn copy(work: &Work, step: &Step, run: &RunId, mut lines: mpsc::Receiver<Line>) {
+async fn copy(work: &Work, step: &Step, run: &RunId, mut lines: mpsc::Receiver<Line>, tail: &mut Tail) {
     while let Some(line) = lines.recv().await {
+        tail.push(&line.text, line.split);
         let stream = match line.stream {
             Stream::Out => LogStream::Out,
             Stream::Err => LogStream::Err,
@@ -460,11 +497,41 @@ async fn take_artifacts(work: &Work, deadline: Deadline) -> Result<Vec<ArtifactV
         let why = format!("the name of artifact `{}` has a secret in it: give it another", file.path);
         return Err(Stop::Verdict(BuildResult::Failure, why));
     }
+    let views = looked_into(&partial, taken).await?;
     // What lies there is of an attempt that did not get to its verdict.
     remove_folder(&work.artifacts).await.map_err(host)?;
     let whole = work.artifacts.clone();
     blocking::io(move || std::fs::rename(partial, whole)).await.map_err(host)?;
-    Ok(taken.into_iter().map(|t| ArtifactView { path: t.path, bytes: t.bytes, sha256: t.sha256 }).collect())
+    Ok(views)
+}
+
+/// The files, each app with what it says of itself. One that is none fails the build: nobody could install it.
+async fn looked_into(folder: &Path, taken: Vec<Taken>) -> Result<Vec<ArtifactView>, Stop> {
+    let mut views = Vec::with_capacity(taken.len());
+    for Taken { path, bytes, sha256 } in taken {
+        let mut app = None;
+        if let Some(kind) = app::kind(&path) {
+            let at = folder.join(&path);
+            let found = blocking::run(move || app::inspect(&at, kind)).await;
+            let found = found.map_err(|e| Stop::System(format!("cannot read artifact `{path}`: {e}")))?;
+            let found = found.map_err(|error| match error {
+                NoApp::Host(e) => Stop::System(format!("cannot read artifact `{path}`: {e}")),
+                NoApp::NoZip(_)
+                | NoApp::TooMany
+                | NoApp::TooLong
+                | NoApp::Hostile(_)
+                | NoApp::Missing(_)
+                | NoApp::Several(..)
+                | NoApp::Unreadable { .. } => {
+                    let why = format!("artifact `{path}` is no {}: {error}", kind.as_str());
+                    Stop::Verdict(BuildResult::Failure, why)
+                }
+            })?;
+            app = Some(found);
+        }
+        views.push(ArtifactView { path, bytes, sha256, app });
+    }
+    Ok(views)
 }
 
 async fn fresh_folder(path: &Path) -> std::io::Result<()> {

@@ -17,8 +17,23 @@
 //! restore_keys = ["pods-"]
 //! paths = ["Pods", "~/.cocoapods"]
 //! ```
+//!
+//! Instead of all its steps it may name a pipeline, and say what differs:
+//!
+//! ```toml
+//! pipeline = "expo"          # or "auto"
+//! dir = "apps/mobile"        # what is built, below the source's root
+//! needs = { xcode = ">=26" } # instead of a pool's name
+//! steps = [
+//!   { name = "install", timeout = "20m" },
+//!   { name = "lint", command = "npm run lint", after = "install" },
+//!   { name = "pods", skip = true },
+//! ]
+//! ```
 
 pub(in crate::build) mod caches;
+mod plan;
+pub(crate) mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,29 +42,36 @@ use std::time::Duration;
 use config::{Value, ValueKind};
 use secrecy::{ExposeSecret as _, SecretString};
 
+use self::plan::Asked;
+use self::texts::{
+    COMMAND, DIR, GLOB, NAME, VARIABLE, command, dir, env, glob, name, variable_name, variable_value,
+};
 use super::spec::{BuildSpec, Step};
 use crate::api::wire::{CacheSpec, StepSpec, SubmitSpec};
 use crate::config::found::{Refusal, count, plain, shown_text, variable_text, within};
 use crate::config::limits::{self as bound, Bound};
 use crate::config::mistake::{Mistake, Mistakes, Origin};
 use crate::config::walk::{Section, Walk};
-use crate::config::{Builds, Pool, file, rules};
+use crate::config::{Builds, Pool, file};
 use crate::ids::PoolName;
+use crate::pipelines::files::Files;
+use crate::pipelines::{AUTO, Pipelines};
+use crate::pool::needs::{self, Needs, Standings};
 
 /// Its name, in the root of the source.
 pub const FILE_NAME: &str = ".preheat.toml";
-
-const NAME: &str = "a name in one line";
-const COMMAND: &str = "a shell command";
-const DIR: &str = "a folder in the source, relative and without `..`";
-const GLOB: &str = "a glob relative to the source, without `..`";
-const VARIABLE: &str = "a name of letters, digits and `_`, not beginning with a digit";
 
 /// What a project says of its builds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProjectFile {
     pub project: Option<String>,
     pub pool: Option<String>,
+    /// What its pool must provide.
+    pub needs: Needs,
+    /// How it is built, where its steps do not say all of that.
+    pub pipeline: Option<String>,
+    /// The folder that is built.
+    pub dir: Option<String>,
     pub steps: Vec<StepSpec>,
     pub env: BTreeMap<String, String>,
     /// Names; whoever submits the build gives the values.
@@ -126,7 +148,11 @@ fn project(mut s: Section<'_>) -> Option<ProjectFile> {
     let pool = s.text_if("pool", "the name of a pool", |t| {
         t.parse::<PoolName>().map(drop).map_err(|_| Refusal::usual())
     });
-    let steps = steps(&mut s);
+    let needs = needs(s.table("needs"));
+    let pipeline = s.text_if("pipeline", PIPELINE, pipeline_name);
+    let dir = s.text_if("dir", DIR, dir);
+    let in_pipeline = pipeline.as_ref().is_some_and(Option::is_some);
+    let steps = steps(&mut s, in_pipeline);
     let env = env(s.table("env"));
     let secrets = s.list("secrets", VARIABLE, variable_name);
     let artifacts = s.list("artifacts", GLOB, glob);
@@ -138,6 +164,9 @@ fn project(mut s: Section<'_>) -> Option<ProjectFile> {
     Some(ProjectFile {
         project: project?,
         pool: pool?,
+        needs: needs?,
+        pipeline: pipeline?,
+        dir: dir?,
         steps: steps?,
         env: env?,
         secrets: secrets?,
@@ -154,7 +183,39 @@ fn retries(s: &mut Section<'_>, bound: &Bound) -> Option<Option<u16>> {
     s.optional("retries", &allowed, |found| count::<u16>(found, bound), |n| i64::from(*n).into())
 }
 
-fn steps(s: &mut Section<'_>) -> Option<Vec<StepSpec>> {
+const PIPELINE: &str = "the name of a pipeline, or \"auto\"";
+const NEED: &str = "a version, a requirement of versions as \">=26\", or a word";
+
+fn pipeline_name(text: &str) -> Result<(), Refusal> {
+    plain(text)?;
+    if text.len() > bound::PIPELINE_NAME_BYTES_MAX { Err(Refusal::usual()) } else { Ok(()) }
+}
+
+fn need(text: &str) -> Result<(), Refusal> {
+    plain(text)?;
+    needs::check(text).map_err(|e| Refusal::says(format!("found {}, which {e}", shown_text(text))))
+}
+
+fn needs(mut s: Section<'_>) -> Option<Needs> {
+    let mut needs = Some(Needs::new());
+    for (name, value) in s.entries() {
+        let key = s.key(&name);
+        let text = variable_text(&value);
+        let checked = text.as_deref().map_or_else(|| Err(Refusal::usual().hint("put it in quotes")), need);
+        if let Err(refusal) = checked {
+            let origin = s.walk().origin(&key);
+            s.walk().note(refusal.mistake(&origin, &key, text.as_deref().unwrap_or_default(), NEED));
+            needs = None;
+        }
+        needs = needs.zip(text).map(|(mut all, text)| {
+            all.insert(name, text);
+            all
+        });
+    }
+    needs
+}
+
+fn steps(s: &mut Section<'_>, in_pipeline: bool) -> Option<Vec<StepSpec>> {
     let Some(elements) = s.elements("steps") else {
         let refusal = Refusal::says("allowed is a list of commands, or of tables as [[steps]]");
         s.walk().wrong("steps", refusal.hint("as steps = [\"make\", \"make test\"]"));
@@ -167,12 +228,20 @@ fn steps(s: &mut Section<'_>) -> Option<Vec<StepSpec>> {
     }
     let mut names = BTreeSet::new();
     // All are read, so that the mistakes of all are told; one that is wrong makes the whole wrong.
-    let read: Vec<Option<StepSpec>> =
-        elements.into_iter().map(|(key, value)| step(s.walk(), &key, value, &mut names)).collect();
+    let read: Vec<Option<StepSpec>> = elements
+        .into_iter()
+        .map(|(key, value)| step(s.walk(), &key, value, &mut names, in_pipeline))
+        .collect();
     read.into_iter().collect()
 }
 
-fn step(walk: &mut Walk, key: &str, value: Value, names: &mut BTreeSet<String>) -> Option<StepSpec> {
+fn step(
+    walk: &mut Walk,
+    key: &str,
+    value: Value,
+    names: &mut BTreeSet<String>,
+    in_pipeline: bool,
+) -> Option<StepSpec> {
     let table = match (variable_text(&value), value.kind) {
         (_, ValueKind::Table(table)) => table,
         (Some(text), ValueKind::String(_)) => {
@@ -189,10 +258,18 @@ fn step(walk: &mut Walk, key: &str, value: Value, names: &mut BTreeSet<String>) 
     };
     let mut s = walk.section(key, table);
     let step_name = s.text_if("name", NAME, |t| name(t, bound::STEP_NAME_BYTES_MAX));
-    let command = s.text("command", COMMAND, command);
+    // A pipeline may have it.
+    let named = in_pipeline && step_name.as_ref().is_some_and(Option::is_some);
+    let command = match named {
+        true => s.text_if("command", COMMAND, command).map(Option::unwrap_or_default),
+        false => s.text("command", COMMAND, command),
+    };
     let dir = s.text_if("dir", DIR, dir);
     let timeout = s.duration_if("timeout", &bound::BUILD_TIMEOUT);
     let retries = retries(&mut s, &bound::STEP_RETRIES);
+    let before = s.text_if("before", NAME, plain);
+    let after = s.text_if("after", NAME, plain);
+    let skip = s.flag_if("skip");
     s.end();
     let step_name = step_name?;
     if let Some(name) = &step_name
@@ -201,124 +278,81 @@ fn step(walk: &mut Walk, key: &str, value: Value, names: &mut BTreeSet<String>) 
         let text = format!("found {}, which an earlier step has; names must differ", shown_text(name));
         walk.wrong(&format!("{key}.name"), Refusal::says(text));
     }
-    Some(StepSpec { name: step_name, command: command?, dir: dir?, timeout: timeout?, retries: retries? })
+    Some(StepSpec {
+        name: step_name,
+        command: command?,
+        dir: dir?,
+        timeout: timeout?,
+        retries: retries?,
+        before: before?,
+        after: after?,
+        skip: skip?.unwrap_or(false),
+    })
 }
 
-fn env(mut s: Section<'_>) -> Option<BTreeMap<String, String>> {
-    let mut env = Some(BTreeMap::new());
-    for (name, value) in s.entries() {
-        let key = s.key(&name);
-        let text = variable_text(&value);
-        let checked = variable_name(&name).and(text.as_deref().map_or_else(not_a_variable, variable_value));
-        if let Err(refusal) = checked {
-            let origin = s.walk().origin(&key);
-            s.walk().note(refusal.mistake(&origin, &key, &name, VARIABLE));
-            env = None;
-        }
-        env = env.zip(text).map(|(mut all, text)| {
-            all.insert(name, text);
-            all
-        });
-    }
-    env
+/// What a build is put together from, beside its project and its request.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    pub builds: &'a Builds,
+    pub pools: &'a BTreeMap<PoolName, Pool>,
+    pub pipelines: &'a Pipelines,
+    /// The source's; looked at only where [`wants_files`] says so.
+    pub files: &'a Files,
+    /// How the pools stand, where one may be chosen.
+    pub standings: &'a Standings,
+    /// The name of a project that nobody named.
+    pub fallback_name: &'a str,
 }
 
-fn not_a_variable() -> Result<(), Refusal> {
-    Err(Refusal::says("allowed is a text, a whole number, true or false"))
-}
-
-fn name(text: &str, bytes_max: usize) -> Result<(), Refusal> {
-    plain(text)?;
-    if text.len() > bytes_max {
-        return Err(Refusal::says(format!("found {} bytes, allowed are {bytes_max}", text.len())));
-    }
-    Ok(())
-}
-
-fn command(text: &str) -> Result<(), Refusal> {
-    let max = bound::COMMAND_BYTES_MAX;
-    if text.len() > max {
-        let refusal = Refusal::says(format!("found {} bytes, allowed are {max}", text.len()));
-        return Err(refusal.hint("put the script into the source and call it"));
-    }
-    if text.trim().is_empty() || text.contains('\0') { Err(Refusal::usual()) } else { Ok(()) }
-}
-
-fn dir(text: &str) -> Result<(), Refusal> {
-    let fits = text.len() <= bound::TEXT_BYTES_MAX && !text.chars().any(char::is_control);
-    if fits && rules::stays_below(text) { Ok(()) } else { Err(Refusal::usual()) }
-}
-
-fn glob(text: &str) -> Result<(), Refusal> {
-    plain(text)?;
-    if !rules::stays_below(text) {
-        return Err(Refusal::usual());
-    }
-    match globset::GlobBuilder::new(text).literal_separator(true).build() {
-        Ok(_) => Ok(()),
-        Err(e) => Err(Refusal::says(format!("found {}, which is no glob: {}", shown_text(text), e.kind()))),
+/// Whether the names of the source's files decide anything.
+pub fn wants_files(project: Option<&ProjectFile>, request: &SubmitSpec) -> bool {
+    let none = ProjectFile::default();
+    match plan::asked(project.unwrap_or(&none), request) {
+        Asked::Steps(..) => false,
+        Asked::Pipeline(..) | Asked::Nothing => true,
     }
 }
 
-fn variable_name(text: &str) -> Result<(), Refusal> {
-    let starts = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    let letters = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    let fits = text.len() <= bound::VARIABLE_NAME_BYTES_MAX;
-    if starts && letters && fits { Ok(()) } else { Err(Refusal::usual()) }
-}
-
-/// The value itself is never shown: it may be a secret.
-fn variable_value(text: &str) -> Result<(), Refusal> {
-    let max = bound::VARIABLE_VALUE_BYTES_MAX;
-    if text.len() > max {
-        let refusal = Refusal::says(format!("found a value of {} bytes, allowed are {max}", text.len()));
-        return Err(refusal.hint("put it into a file of the source"));
-    }
-    if text.contains('\0') { Err(Refusal::says("found a value with a NUL byte in it")) } else { Ok(()) }
-}
-
-/// Makes a complete build: the request over the project over the daemon's defaults. The keys of its caches are still as they
-/// were written: [`crate::cache::keys::settle`] makes them keys.
+/// Makes a complete build: the request over the project over the pipeline over the daemon's defaults. The keys of its caches
+/// are still as they were written: [`crate::cache::keys::settle`] makes them keys.
 ///
 /// # Errors
 /// A pool that is not there, or every mistake.
 pub fn merge(
     project: Option<ProjectFile>,
     request: &SubmitSpec,
-    defaults: &Builds,
-    pools: &BTreeMap<PoolName, Pool>,
-    fallback_name: &str,
+    around: &Around<'_>,
 ) -> Result<(BuildSpec, Secrets), Incomplete> {
     let project = project.unwrap_or_default();
     let mut mistakes = check_request(request);
-    let pool = choose_pool(request.pool.as_ref().or(project.pool.as_ref()), pools, &mut mistakes)?;
-    let timeout = request.timeout.or(project.timeout).unwrap_or(defaults.timeout);
-    let steps = if request.steps.is_empty() { &project.steps } else { &request.steps };
-    if steps.is_empty() {
-        let mistake = Mistake::at(&Origin::Request, "steps", "there is none, and a build needs one at least");
-        mistakes.push(mistake.hint(format!("--step 'make', or steps = [\"make\"] in {FILE_NAME}")));
-    }
-    let mut env = project.env;
-    env.extend(request.env.clone());
-    let secrets = secrets(&project.secrets, request, &env, &mut mistakes);
+    let (pool, provided) = plan::pool(&project, request, around, &mut mistakes)?;
+    let mut own = project.env.clone();
+    own.extend(request.env.clone());
+    let secrets = secrets(&project.secrets, request, &own, &mut mistakes);
+    let names: Vec<String> = secrets.0.keys().cloned().collect();
+    let plan = plan::plan((&project, request), around, (&own, &names), &mut mistakes);
+    let mut env = plan.env;
+    env.extend(own);
     if env.len() > bound::VARIABLES_MAX || secrets.0.len() > bound::VARIABLES_MAX {
         let text = format!("found more than {}, the most that a build may have", bound::VARIABLES_MAX);
         mistakes.push(Mistake::at(&Origin::Request, "env", text));
     }
     let (Some(pool), true) = (pool, mistakes.is_empty()) else { return Err(Mistakes(mistakes).into()) };
-    let name = request.project.clone().or(project.project).unwrap_or_else(|| tidy_name(fallback_name));
-    let artifacts = if request.artifacts.is_empty() { project.artifacts } else { request.artifacts.clone() };
+    let name = request.project.clone().or(project.project).unwrap_or_else(|| tidy_name(around.fallback_name));
+    let artifacts = [&request.artifacts, &project.artifacts].into_iter().find(|globs| !globs.is_empty());
     let caches = request.caches.clone().unwrap_or(project.caches);
     let spec = BuildSpec {
         project: name,
         pool,
-        steps: complete_steps(steps, defaults.step_timeout.min(timeout)),
+        pipeline: plan.pipeline,
+        said: plan.said.into_iter().chain(provided).collect(),
+        steps: plan.steps,
         env,
-        secrets: secrets.0.keys().cloned().collect(),
-        artifacts,
+        secrets: names,
+        artifacts: artifacts.cloned().unwrap_or(plan.artifacts),
         caches: caches::complete(caches),
-        timeout,
-        retries: request.retries.or(project.retries).unwrap_or(defaults.retries),
+        timeout: plan.timeout,
+        retries: request.retries.or(project.retries).unwrap_or(around.builds.retries),
     };
     Ok((spec, secrets))
 }
@@ -334,6 +368,13 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
     if let Some(project) = &request.project {
         check("project".into(), project, NAME, name(project, bound::PROJECT_NAME_BYTES_MAX));
     }
+    let own_dir = request.dir.as_deref().unwrap_or_default();
+    check("dir".into(), own_dir, DIR, dir(own_dir));
+    let pipeline = request.pipeline.as_deref().unwrap_or(AUTO);
+    check("pipeline".into(), pipeline, PIPELINE, pipeline_name(pipeline));
+    for (name, value) in &request.needs {
+        check(format!("needs.{}", name.escape_debug()), value, NEED, plain(name).and(need(value)));
+    }
     let mut names = BTreeSet::new();
     for (n, step) in request.steps.iter().enumerate() {
         let key = |field: &str| format!("steps[{n}].{field}");
@@ -348,9 +389,17 @@ fn check_request(request: &SubmitSpec) -> Vec<Mistake> {
             };
             check(key("name"), step_name, NAME, if new { Ok(()) } else { Err(again()) });
         }
-        check(key("command"), &step.command, COMMAND, command(&step.command));
+        // A pipeline may have it.
+        let left_out = step.command.is_empty() && step.name.is_some() && request.pipeline.is_some();
+        if !left_out {
+            check(key("command"), &step.command, COMMAND, command(&step.command));
+        }
         let folder = step.dir.as_deref().unwrap_or_default();
         check(key("dir"), folder, DIR, dir(folder));
+        for (word, other) in [("before", &step.before), ("after", &step.after)] {
+            let other = other.as_deref().unwrap_or("step");
+            check(key(word), other, NAME, name(other, bound::STEP_NAME_BYTES_MAX));
+        }
         check(key("timeout"), "", "", in_time(step.timeout));
         check(key("retries"), "", "", not_too_often(step.retries, &bound::STEP_RETRIES));
     }

@@ -37,6 +37,7 @@ fn pools(names: &[&str]) -> BTreeMap<PoolName, Pool> {
         key: "/k".into(),
         port: 22,
         network: Network::Nat,
+        provides: BTreeMap::new(),
         boot_timeout: MINUTE,
         probe_timeout: MINUTE,
         probe_interval: MINUTE,
@@ -56,6 +57,29 @@ fn file(text: &str) -> Option<ProjectFile> {
 
 fn request(json: &str) -> SubmitSpec {
     serde_json::from_str(json).expect("a request")
+}
+
+/// As a daemon with these pools merges it.
+fn merge(
+    project: Option<ProjectFile>,
+    request: &SubmitSpec,
+    builds: &Builds,
+    pools: &BTreeMap<PoolName, Pool>,
+    fallback_name: &str,
+) -> Result<(BuildSpec, Secrets), Incomplete> {
+    over(project, request, builds, pools, (&Files::default(), fallback_name))
+}
+
+fn over(
+    project: Option<ProjectFile>,
+    request: &SubmitSpec,
+    builds: &Builds,
+    pools: &BTreeMap<PoolName, Pool>,
+    (files, fallback_name): (&Files, &str),
+) -> Result<(BuildSpec, Secrets), Incomplete> {
+    let (pipelines, standings) = (crate::config::pipelines::built_in(), Standings::new());
+    let around = Around { builds, pools, pipelines: &pipelines, files, standings: &standings, fallback_name };
+    super::merge(project, request, &around)
 }
 
 fn merged(text: &str, json: &str) -> BuildSpec {
@@ -92,6 +116,9 @@ fn the_example_in_the_documentation_is_a_project() {
         ProjectFile {
             project: Some("app".into()),
             pool: Some("xcode-26".into()),
+            needs: Needs::new(),
+            pipeline: None,
+            dir: None,
             steps: vec![step(None, "npm ci"), archive],
             env: BTreeMap::from([("CI".into(), "true".into())]),
             secrets: vec!["MATCH_PASSWORD".into()],
@@ -108,6 +135,135 @@ fn the_example_in_the_documentation_is_a_project() {
     );
 }
 
+fn expo() -> Files {
+    let manifest = r#"{"dependencies":{"expo":"1"}}"#.to_owned();
+    let names = ["apps/mobile/package.json", "package-lock.json", "build.sh"].map(str::to_owned);
+    Files::new(names, &BTreeMap::from([("apps/mobile/package.json".to_owned(), manifest)]))
+}
+
+fn planned(text: &str, json: &str) -> Result<BuildSpec, String> {
+    let merged = over(file(text), &request(json), &defaults(), &pools(&["linux"]), (&expo(), "folder"));
+    merged.map(|(spec, _)| spec).map_err(|e| e.to_string())
+}
+
+fn names(spec: &BuildSpec) -> Vec<&str> {
+    spec.steps.iter().map(|step| step.name.as_str()).collect()
+}
+
+#[test]
+fn a_project_names_a_pipeline_and_says_what_differs() {
+    let head = include_str!("project.rs").lines().take_while(|line| line.starts_with("//!"));
+    let inside = head
+        .skip_while(|line| !line.contains("Instead of all its steps"))
+        .skip_while(|l| !l.contains("```toml"));
+    let inside = inside.skip(1).take_while(|line| !line.contains("```"));
+    let text: String = inside.map(|line| format!("{}\n", line.trim_start_matches("//!"))).collect();
+    assert!(wants_files(file(&text).as_ref(), &SubmitSpec::default()));
+    let mut pools = pools(&["linux"]);
+    let facts = BTreeMap::from([("xcode".to_owned(), "26.2".to_owned())]);
+    pools.values_mut().for_each(|pool| pool.provides.clone_from(&facts));
+    let (spec, _) = over(file(&text), &request("{}"), &defaults(), &pools, (&expo(), "f"))
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(names(&spec), ["install", "lint", "prebuild", "archive", "export", "collect"]);
+    assert_eq!(spec.pipeline.as_deref(), Some("expo"));
+    assert_eq!(
+        (spec.steps[0].dir.as_str(), spec.steps[0].timeout),
+        ("", 20 * MINUTE),
+        "where the lock file is"
+    );
+    assert_eq!((spec.steps[0].command.starts_with("npm ci"), spec.steps[0].retries), (true, 1));
+    assert_eq!((spec.steps[1].dir.as_str(), spec.steps[1].timeout), ("apps/mobile", 60 * MINUTE));
+    assert_eq!(spec.artifacts, ["apps/mobile/build/preheat/*"]);
+    assert_eq!(spec.env["XCODE_CONFIGURATION"], "Release");
+    assert_eq!(spec.said[0], "pipeline expo: as .preheat.toml says");
+    assert_eq!(spec.said.last().map(String::as_str), Some("pool linux provides xcode 26.2"));
+}
+
+#[test]
+fn the_pipeline_is_found_from_the_files_when_nobody_says_how_to_build() {
+    let spec = planned("", r#"{"dir":"apps/mobile/"}"#).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(spec.said[0], "pipeline expo: package.json depends on expo");
+    assert_eq!(planned("", "{}").map(|spec| spec.pipeline), Ok(Some("shell".to_owned())));
+    let auto = planned("pipeline = \"auto\"\ndir = \"apps\"", "{}").expect_err("nothing there");
+    assert!(
+        auto.starts_with(".preheat.toml:pipeline: no pipeline fits the source's files; looked for `expo`: "),
+        "{auto}"
+    );
+    assert!(auto.contains("hint: `apps/mobile` looks like `expo`"), "{auto}");
+}
+
+#[test]
+fn the_requests_pipeline_wins_and_its_steps_stand_for_all_where_it_names_none() {
+    let text = "pipeline = \"expo\"\ndir = \"apps/mobile\"\nenv = { PLATFORM = \"android\" }\nsteps = [{ name = \"install\", timeout = \"1m\" }]";
+    let spec = planned(text, "{}").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(names(&spec), ["install", "prebuild", "gradle", "collect-android"]);
+    let only = planned(text, r#"{"steps":[{"command":"npm test"}]}"#).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(
+        (only.pipeline.as_deref(), only.steps.len(), only.steps[0].dir.as_str()),
+        (None, 1, "apps/mobile")
+    );
+    let other = planned(text, r#"{"pipeline":"shell","dir":"."}"#).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((other.pipeline.as_deref(), names(&other)), (Some("shell"), vec!["build"]));
+    let both = r#"{"pipeline":"shell","dir":"","steps":[{"name":"build","timeout":"5m"},{"command":"true"}],"timeout":"3m"}"#;
+    let both = planned(text, both).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((names(&both), both.steps[0].timeout), (vec!["build", "true"], 3 * MINUTE));
+}
+
+#[test]
+fn a_secret_takes_the_place_of_a_pipelines_variable() {
+    let json =
+        r#"{"pipeline":"expo","dir":"apps/mobile","secrets":{"XCODE_TEAM_ID":"T","XCODE_SCHEME":"App"}}"#;
+    let spec = planned("", json).unwrap_or_else(|e| panic!("{e}"));
+    assert!(!spec.env.contains_key("XCODE_SCHEME") && spec.env.contains_key("XCODE_PROJECT"));
+}
+
+#[test]
+fn what_is_wrong_with_a_pipeline_is_told_with_its_place() {
+    for (text, json, says) in [
+        (
+            "",
+            r#"{"pipeline":"exop"}"#,
+            "request:pipeline: there is no pipeline `exop`; there is `expo`, `react-native`",
+        ),
+        ("pipeline = \"exop\"", "{}", ".preheat.toml:pipeline: there is no pipeline `exop`"),
+        ("", r#"{"pipeline":"shell","dir":"no"}"#, "request:dir: there is no folder `no` in the source"),
+        ("", r#"{"pipeline":"shell","dir":"../x"}"#, "request:dir: found \"../x\""),
+        (
+            "",
+            r#"{"pipeline":"shell","steps":[{"name":"x"}]}"#,
+            "request:steps[0]: step `x` is new, so it needs a `command`",
+        ),
+        (
+            "pipeline = \"shell\"\nsteps = [{ name = \"x\", command = \"y\", after = \"z\" }]",
+            "{}",
+            ".preheat.toml:steps[0]: there is no step `z` to come after; there is `build`",
+        ),
+        (
+            "",
+            r#"{"steps":[{"command":"x","after":"y"}]}"#,
+            "request:steps[0].after: is for a step over those of a pipeline",
+        ),
+        (
+            "",
+            r#"{"steps":[{"name":"x"}]}"#,
+            "request:steps[0].command: found \"\", allowed is a shell command",
+        ),
+        ("needs = { xcode = \">=\" }", "{}", ".preheat.toml:needs.xcode: found \">=\", which is neither"),
+        ("needs = { xcode = 26.2 }", "{}", "hint: put it in quotes"),
+        (
+            "",
+            r#"{"needs":{"xcode":">=26"},"steps":[{"command":"x"}]}"#,
+            "request:needs: no pool provides xcode >=26; `linux` says nothing of itself",
+        ),
+    ] {
+        let told = match ProjectFile::parse(text) {
+            Ok(_) => planned(text, json).expect_err("a mistake"),
+            Err(mistakes) => mistakes.to_string(),
+        };
+        assert!(told.contains(says), "{says}\n{told}");
+    }
+}
+
 #[test]
 fn every_mistake_of_a_project_is_told_at_once() {
     let text = "projct = \"a\"\npool = \"Linux\"\ntimeout = 90\nretries = 11\n\
@@ -116,7 +272,7 @@ fn every_mistake_of_a_project_is_told_at_once() {
     assert_eq!(
         ProjectFile::parse(text).expect_err("mistakes").to_string(),
         "\
-.preheat.toml:projct: unknown key, allowed are project, pool, steps, env, secrets, artifacts, caches, timeout, retries, include_git (line 1)
+.preheat.toml:projct: unknown key, allowed are project, pool, needs, pipeline, dir, steps, env, secrets, artifacts, caches, timeout, retries, include_git (line 1)
     hint: did you mean `project`?
 .preheat.toml:pool: found \"Linux\", allowed is the name of a pool (line 2)
 .preheat.toml:timeout: found 90, allowed is a duration from 100ms to 30days (a build needs some time, and must not hold a VM for ever) (line 3)
@@ -247,10 +403,15 @@ fn a_file_that_is_not_there_is_none_and_one_that_is_too_long_is_refused() {
 }
 
 #[test]
-fn the_name_of_a_secret_is_shown_so_that_no_terminal_obeys_it() {
-    for json in
-        [r#"{"secrets":{"\u001b[2J\n":""}}"#, r#"{"secrets":{"\u001b[2J":"x"},"env":{"\u001b[2J":"x"}}"#]
-    {
+fn what_a_request_names_is_shown_so_that_no_terminal_obeys_it() {
+    for json in [
+        r#"{"secrets":{"\u001b[2J\n":""}}"#,
+        r#"{"secrets":{"\u001b[2J":"x"},"env":{"\u001b[2J":"x"}}"#,
+        r#"{"needs":{"\u001b[2J":"\u001b"}}"#,
+        r#"{"pipeline":"\u001b[2J"}"#,
+        r#"{"pipeline":"shell","steps":[{"name":"\u001b","after":"\u001b[2J"}]}"#,
+        r#"{"pipeline":"shell","dir":"\u001b"}"#,
+    ] {
         let merged =
             merge(file("steps = [\"make\"]"), &request(json), &defaults(), &pools(&["linux"]), "folder");
         let Err(Incomplete::Wrong(mistakes)) = merged else { panic!("{merged:?}") };

@@ -15,6 +15,12 @@ pub struct BuildSpec {
     /// For people and for metrics: the project's name.
     pub project: String,
     pub pool: PoolName,
+    /// The pipeline that its steps are from. Journals of earlier daemons have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
+    /// What its log begins with: what was chosen for it, and why. Journals of earlier daemons have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub said: Vec<String>,
     pub steps: Vec<Step>,
     pub env: BTreeMap<String, String>,
     /// Names only; the values live in memory, and sealed in the journal.

@@ -13,6 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   preheat serve                                  keep the pool warm (on the Mac)
   preheat run ./my-app --pool xcode              build a folder, stream its log, bring its artifacts back
+  preheat run ./my-app --pipeline expo --need 'xcode=>=26'
   preheat run ./my-app --step 'make test' --artifact 'build/*.log' --out ./result
   DEPLOY_KEY=... preheat run ./my-app --secret DEPLOY_KEY
   preheat submit app.tar.gz                      submit only; prints the build's number
@@ -135,6 +136,18 @@ pub enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// List the pipelines that a build can name, or print one.
+    ///
+    /// They are built in, and this host's preheat.toml may change them and add more. What is printed of one can be put into a
+    /// preheat.toml.
+    Pipelines {
+        /// One of them.
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// Instead of `$PREHEAT_HOME/preheat.toml`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Show the pools: what is warm, who waits, what is wrong.
     Pool {
@@ -321,6 +334,15 @@ pub struct Inputs {
     /// The pool whose VM it gets.
     #[arg(long)]
     pub pool: Option<String>,
+    /// What its pool must provide, as `xcode=>=26` or `macos=tahoe`. May be given again.
+    #[arg(long = "need", value_name = "NAME=VERSION", value_parser = need)]
+    pub needs: Vec<(String, String)>,
+    /// How it is built: one of `preheat pipelines`, or `auto` to find it from the files.
+    #[arg(long, value_name = "NAME")]
+    pub pipeline: Option<String>,
+    /// The folder that is built, below the source's root.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<String>,
     /// A command; replaces the project's steps. May be given again.
     #[arg(long = "step", value_name = "COMMAND")]
     pub steps: Vec<String>,
@@ -374,6 +396,7 @@ impl Command {
             // Its JSON is one object a line; an error among them would be taken for one.
             Self::Logs { .. } => false,
             Self::Serve { .. } | Self::Cancel { .. } | Self::Ssh { .. } | Self::Config { .. } => false,
+            Self::Pipelines { .. } => false,
         }
     }
 }
@@ -390,6 +413,15 @@ fn image_generation(text: &str) -> Result<(String, u32), String> {
     let (name, generation) = text.rsplit_once('@').filter(|(name, _)| !name.is_empty()).ok_or(wrong)?;
     let number = generation.strip_prefix('g').unwrap_or(generation).parse();
     Ok((name.to_owned(), number.map_err(|_| wrong)?))
+}
+
+fn need(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VERSION, as xcode=>=26")?;
+    if name.is_empty() || value.is_empty() {
+        Err("write NAME=VERSION, as xcode=>=26".into())
+    } else {
+        Ok((name.to_owned(), value.to_owned()))
+    }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -425,6 +457,23 @@ mod tests {
         assert_eq!(run.inputs.steps, ["make", "test"]);
         assert_eq!(run.inputs.env, [("A".to_owned(), "b=c".to_owned())]);
         assert_eq!(run.inputs.timeout, Some(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn a_pipeline_and_needs_are_named_by_flags() {
+        let argv = "preheat run . --pipeline expo --dir apps/mobile --need xcode=>=26 --need macos=tahoe";
+        let args = Args::try_parse_from(argv.split(' ')).expect("right");
+        let Command::Run(run) = args.command else { panic!("not run") };
+        let need = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(run.inputs.needs, [need("xcode", ">=26"), need("macos", "tahoe")]);
+        assert_eq!(
+            (run.inputs.pipeline.as_deref(), run.inputs.dir.as_deref()),
+            (Some("expo"), Some("apps/mobile"))
+        );
+        for bad in ["--need=xcode", "--need==26", "--need=xcode="] {
+            assert!(Args::try_parse_from(["preheat", "run", ".", bad]).is_err(), "{bad}");
+        }
+        assert!(Args::try_parse_from(["preheat", "pipelines", "expo"]).is_ok());
     }
 
     #[test]

@@ -71,6 +71,9 @@ fn dispatch(args: Args) -> Result<Exit, Problem> {
     if let Command::Config { command } = &args.command {
         return configuration::command(command);
     }
+    if let Command::Pipelines { name, config } = &args.command {
+        return configuration::pipelines(name.as_deref(), config.as_deref());
+    }
     let runtime = runtime(tokio::runtime::Builder::new_current_thread())?;
     let done = runtime.block_on(ask(args));
     // The look-up of a name may hang in a thread: nothing here waits for it.
@@ -108,7 +111,10 @@ async fn ask(args: Args) -> Result<Exit, Problem> {
         Command::Reload { json } => operate::reload(&client, json).await,
         Command::Ssh { vm, config, command } => ssh::command(&client, &vm, config.as_deref(), &command).await,
         // Done above, without a daemon.
-        Command::Serve { .. } | Command::Config { .. } | Command::Doctor { .. } => Ok(Exit::Success),
+        Command::Serve { .. }
+        | Command::Config { .. }
+        | Command::Doctor { .. }
+        | Command::Pipelines { .. } => Ok(Exit::Success),
     }
 }
 

@@ -10,9 +10,10 @@ use crate::build::pack::{self, PackError, PackOptions};
 use crate::build::project::ProjectFile;
 use crate::config::load::{self, Inputs, Loaded};
 use crate::config::mistake::Mistakes;
-use crate::config::{Config, show};
+use crate::config::{self, Config, show};
 use crate::guest::ssh;
 use crate::ids::TreeId;
+use crate::pipelines::{Pipeline, When};
 use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
 use crate::supervisor;
@@ -40,6 +41,28 @@ pub fn load_config(file: Option<&Path>) -> Result<Loaded, Vec<String>> {
 /// What takes effect, as TOML.
 pub fn show_config(loaded: &Loaded) -> String {
     show::show(loaded)
+}
+
+/// A pipeline, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipelineText {
+    pub name: String,
+    /// What `auto` takes it for.
+    pub found: String,
+    pub about: String,
+    /// All of it, as a section of a configuration.
+    pub written: String,
+}
+
+/// Every pipeline, in the order in which `auto` tries them.
+pub fn pipelines(loaded: &Loaded) -> Vec<PipelineText> {
+    let one = |(name, pipeline): (&str, &Pipeline)| PipelineText {
+        name: name.to_owned(),
+        found: pipeline.found.as_ref().map_or_else(|| "by name only".to_owned(), When::said),
+        about: pipeline.about.clone(),
+        written: config::pipelines::written(name, pipeline),
+    };
+    loaded.config.pipelines.in_order().map(one).collect()
 }
 
 /// Reads the project's file, if the folder has one.

@@ -129,6 +129,9 @@ fn described(inputs: &Inputs) -> SubmitSpec {
     SubmitSpec {
         project: None,
         pool: inputs.pool.clone(),
+        needs: inputs.needs.iter().cloned().collect(),
+        pipeline: inputs.pipeline.clone(),
+        dir: inputs.dir.clone(),
         steps: inputs.steps.iter().map(step).collect(),
         env: inputs.env.iter().cloned().collect(),
         secrets: SecretValues::default(),

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::progress::phase_line;
 use super::text::{clean, size, took};
-use crate::api::wire::{BuildView, CacheRestore, CacheSave, CacheView, Claim};
+use crate::api::wire::{
+    AppView, BuildView, CacheRestore, CacheSave, CacheView, Claim, FailureKind, FailureView,
+};
 
 /// What happened, in the order in which it happened.
 pub fn summary(build: &BuildView, out: Option<&Path>) -> String {
@@ -16,6 +18,9 @@ pub fn summary(build: &BuildView, out: Option<&Path>) -> String {
     writeln!(text, "build {}: {result} ({project} on {pool})", build.id).ok();
     if let Some(reason) = &build.reason {
         writeln!(text, "  {}", clean(reason)).ok();
+    }
+    if let Some(failure) = &build.failure {
+        failed(&mut text, failure, build.reason.as_deref());
     }
     let last = build.phases.iter().map(|p| p.attempt).max().unwrap_or(1);
     if last > 1 {
@@ -39,6 +44,21 @@ pub fn summary(build: &BuildView, out: Option<&Path>) -> String {
     }
     artifacts(&mut text, build, out);
     text
+}
+
+/// What the failing step said, as far as the reason does not say it.
+fn failed(text: &mut String, failure: &FailureView, reason: Option<&str>) {
+    let kind = match failure.kind {
+        FailureKind::User | FailureKind::Timeout => "",
+        FailureKind::System => "not by the build's own doing: ",
+        FailureKind::Signing => "signing: ",
+    };
+    if reason != Some(failure.message.as_str()) {
+        writeln!(text, "  {kind}{}", clean(&failure.message)).ok();
+    }
+    for line in failure.lines.iter().filter(|line| **line != failure.message) {
+        writeln!(text, "    | {}", clean(line)).ok();
+    }
 }
 
 fn vm(text: &mut String, build: &BuildView) {
@@ -85,13 +105,73 @@ fn artifacts(text: &mut String, build: &BuildView, out: Option<&Path>) {
     for artifact in &build.artifacts {
         let short = artifact.sha256.get(..12).unwrap_or(&artifact.sha256);
         writeln!(text, "  {:>10}  {}  {}", size(artifact.bytes), clean(short), clean(&artifact.path)).ok();
+        if let Some(app) = artifact.app.as_ref().and_then(app_line) {
+            writeln!(text, "  {:>10}  {}", "", clean(&app)).ok();
+        }
     }
+}
+
+/// `org.example.app 1.4.0 (214), iOS 15.1 or later, team ABCDE12345`
+fn app_line(app: &AppView) -> Option<String> {
+    let mut line = app.bundle_id.clone()?;
+    line.extend(app.version.iter().map(|version| format!(" {version}")));
+    line.extend(app.build_number.iter().map(|number| format!(" ({number})")));
+    line.extend(app.minimum_os.iter().map(|os| format!(", iOS {os} or later")));
+    match (&app.team_id, &app.team_name) {
+        (Some(id), Some(name)) => line.push_str(&format!(", team {id} ({name})")),
+        (Some(id), None) => line.push_str(&format!(", team {id}")),
+        (None, _) => line.push_str(", not signed for a team"),
+    }
+    Some(line)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::wire::CacheSavedView;
+    use crate::api::wire::{AppKind, CacheSavedView};
+
+    #[test]
+    fn a_failure_is_told_with_the_lines_that_say_why() {
+        let failure = FailureView {
+            kind: FailureKind::System,
+            step: Some("install".into()),
+            message: "the npm registry cannot be reached from the guest (EAI_AGAIN)".into(),
+            lines: vec!["code EAI_AGAIN".into(), "\u{1b}[2Jx".into()],
+        };
+        let mut text = String::new();
+        failed(&mut text, &failure, Some("step `install` exited with 1"));
+        assert_eq!(
+            text,
+            "  not by the build's own doing: the npm registry cannot be reached from the guest (EAI_AGAIN)\n\
+             \u{20}   | code EAI_AGAIN\n    | \u{fffd}[2Jx\n"
+        );
+        let mut text = String::new();
+        let late =
+            FailureView { kind: FailureKind::Timeout, message: "late".into(), lines: Vec::new(), ..failure };
+        failed(&mut text, &late, Some("late"));
+        assert_eq!(text, "", "the reason says it");
+    }
+
+    #[test]
+    fn an_app_is_told_in_one_line() {
+        let mut app = AppView {
+            kind: AppKind::Ipa,
+            name: Some("App".into()),
+            bundle_id: Some("org.example.app".into()),
+            version: Some("1.4.0".into()),
+            build_number: Some("214".into()),
+            minimum_os: Some("15.1".into()),
+            team_id: Some("ABCDE12345".into()),
+            team_name: None,
+            profile: None,
+        };
+        let want = "org.example.app 1.4.0 (214), iOS 15.1 or later, team ABCDE12345";
+        assert_eq!(app_line(&app).as_deref(), Some(want));
+        (app.team_id, app.minimum_os) = (None, None);
+        assert_eq!(app_line(&app).as_deref(), Some("org.example.app 1.4.0 (214), not signed for a team"));
+        app.bundle_id = None;
+        assert_eq!(app_line(&app), None);
+    }
 
     #[test]
     fn a_cache_is_told_in_one_line() {

@@ -82,7 +82,7 @@ impl Changes {
 pub fn diff(old: &Config, new: &Config) -> Changes {
     use Applies::{Live, Restart};
     let mut changes = Changes::default();
-    let Config { home, host, runtime, api, builds, caches, stop, pools, uploads, log } = old;
+    let Config { home, host, runtime, api, builds, caches, stop, pools, pipelines, uploads, log } = old;
     changes.note("", "home", (home, &new.home), Restart);
     of_host(&mut changes, host, &new.host);
     of_runtime(&mut changes, runtime, &new.runtime);
@@ -96,6 +96,7 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     of_caches(&mut changes, caches, &new.caches);
     let Stop { drain_timeout } = stop;
     changes.note("stop", "drain_timeout", (drain_timeout, &new.stop.drain_timeout), Live);
+    changes.note("", "pipelines", (pipelines, &new.pipelines), Live);
     changes.note("", "upload", (uploads, &new.uploads), Live);
     of_log(&mut changes, log, &new.log);
     for (name, pool) in pools {
@@ -194,7 +195,7 @@ fn of_pool(changes: &mut Changes, name: &PoolName, old: &Pool, new: &Pool) {
     use Applies::{Live, NewVms};
     let at = &format!("pool.{name}");
     let before = changes.changed.len();
-    let Pool { image, warm, max, cpu, memory, disk, user, key, port, network, .. } = old;
+    let Pool { image, warm, max, cpu, memory, disk, user, key, port, network, provides, .. } = old;
     changes.note(at, "image", (image, &new.image), NewVms);
     changes.note(at, "warm", (warm, &new.warm), Live);
     changes.note(at, "max", (max, &new.max), Live);
@@ -205,6 +206,7 @@ fn of_pool(changes: &mut Changes, name: &PoolName, old: &Pool, new: &Pool) {
     changes.note(at, "key", (key, &new.key), NewVms);
     changes.note(at, "port", (port, &new.port), NewVms);
     changes.note(at, "network", (network, &new.network), network_applies(network, &new.network));
+    changes.note(at, "provides", (provides, &new.provides), Live);
     of_pool_times(changes, at, old, new);
     for change in changes.changed.iter_mut().skip(before) {
         change.pool = Some(name.clone());
@@ -226,6 +228,7 @@ fn of_pool_times(changes: &mut Changes, at: &str, old: &Pool, new: &Pool) {
         key: _,
         port: _,
         network: _,
+        provides: _,
         boot_timeout,
         probe_timeout,
         probe_interval,

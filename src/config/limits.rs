@@ -190,6 +190,12 @@ pub const LIST_MAX: usize = 256;
 pub const UPLOAD_NAME_BYTES_MAX: usize = 64;
 /// Uploads at most.
 pub const UPLOADS_MAX: usize = 32;
+/// Pipelines of an operator at most.
+pub const PIPELINES_MAX: usize = 64;
+/// The longest name of a pipeline.
+pub const PIPELINE_NAME_BYTES_MAX: usize = 64;
+/// Facts that a pool provides, and needs of a build.
+pub const FACTS_MAX: usize = 32;
 /// Pools at most.
 pub const POOLS_MAX: usize = 256;
 

@@ -6,7 +6,7 @@
 //!       +-- file: one Layer each, with the place of every key --+        syntax, line and column
 //!                              |
 //!                        walk: key by key, found: value by value         types, unknown keys
-//!          validate, pools: sections; rules: texts; limits: bounds
+//!          validate, pools, pipelines: sections; rules: texts; limits: bounds
 //!                              |
 //!            Config  or  mistake: every one of them                      show prints the first, changes compares two
 //! ```
@@ -18,6 +18,7 @@ pub mod limits;
 pub mod live;
 pub mod load;
 pub mod mistake;
+pub mod pipelines;
 mod pools;
 pub(crate) mod rules;
 pub mod show;
@@ -34,6 +35,7 @@ use serde::Serialize;
 
 use crate::ids::PoolName;
 use crate::images::generation::{self, Which};
+use crate::pipelines::Pipelines;
 pub use live::Live;
 pub use load::{Inputs, Loaded};
 pub use mistake::{Mistake, Mistakes, Origin};
@@ -105,6 +107,7 @@ pub struct Config {
     pub caches: Caches,
     pub stop: Stop,
     pub pools: BTreeMap<PoolName, Pool>,
+    pub pipelines: Pipelines,
     pub uploads: Vec<Upload>,
     pub log: Log,
 }
@@ -246,6 +249,8 @@ pub struct Pool {
     pub key: PathBuf,
     pub port: u16,
     pub network: Network,
+    /// What builds can ask for: names and versions.
+    pub provides: BTreeMap<String, String>,
     /// From `run` to an answered command.
     pub boot_timeout: Duration,
     /// For one probe: a full command over the open connection.

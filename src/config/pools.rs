@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use config::ValueKind;
 
 use super::file::Table;
-use super::found::Refusal;
+use super::found::{Found, Refusal, plain, variable_text};
 use super::limits as bound;
 use super::rules::{self, Folders, from_where};
 use super::validate::{NONE, path};
@@ -25,6 +25,7 @@ pub fn defaults(walk: &mut Walk, table: Table, folders: &Folders) {
     let _ = s.text_if("image", IMAGE_ALLOWED, rules::image);
     let _ = shape(&mut s, folders, None);
     let _ = network(&mut s, None);
+    let _ = provides(&mut s);
     s.end();
 }
 
@@ -91,7 +92,8 @@ fn pool(s: &mut Section<'_>, own: &Table, around: Around<'_>) -> Option<Pool> {
     let image = s.text("image", IMAGE_ALLOWED, rules::image);
     let shaped = shape(s, folders, Some(host));
     let network = network(s, Some((own, defaults)));
-    Some(Pool { image: image?, network: network?, ..shaped? })
+    let provides = provides(s);
+    Some(Pool { image: image?, network: network?, provides: provides?, ..shaped? })
 }
 
 /// Every key but `image` and `network`, which the defaults read differently. `host` is there for a pool, and not for the
@@ -121,6 +123,7 @@ fn shape(s: &mut Section<'_>, folders: &Folders, host: Option<Option<&Host>>) ->
         image: String::new(),
         generation: None,
         network: Network::Nat,
+        provides: BTreeMap::new(),
         warm: warm?,
         max: max?,
         cpu: cpu?,
@@ -139,6 +142,29 @@ fn shape(s: &mut Section<'_>, folders: &Folders, host: Option<Option<&Host>>) ->
         resume: resume?,
         resume_timeout: resume_timeout?,
     })
+}
+
+/// What a pool says of its VMs: names that an operator chooses. It is shown as it was written, as one.
+fn provides(s: &mut Section<'_>) -> Option<BTreeMap<String, String>> {
+    const ALLOWED: &str =
+        "a table of names and what there is of each, as { xcode = \"26.2\", macos = \"tahoe\" }";
+    let read = |found: &Found| {
+        let ValueKind::Table(table) = &found.kind else { return Err(Refusal::usual()) };
+        if table.len() > bound::FACTS_MAX {
+            let text = format!("found {} facts, allowed are {}", table.len(), bound::FACTS_MAX);
+            return Err(Refusal::says(text));
+        }
+        let fact = |(name, value): (&String, &config::Value)| {
+            let text = variable_text(value).ok_or_else(Refusal::usual)?;
+            plain(&text)?;
+            Ok((name.clone(), text))
+        };
+        table.iter().map(fact).collect::<Result<BTreeMap<_, _>, Refusal>>()
+    };
+    let write = |facts: &BTreeMap<String, String>| {
+        toml::Value::Table(facts.iter().map(|(name, fact)| (name.clone(), fact.as_str().into())).collect())
+    };
+    s.required("provides", ALLOWED, read, write)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

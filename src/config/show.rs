@@ -39,8 +39,14 @@ fn wanted_line(heading: &str) -> String {
 
 /// `pool.linux.network.mode` is `network.mode` of `pool.linux`.
 fn split(key: &str) -> (&str, &str) {
-    let parts =
-        if OWN_SECTIONS.iter().any(|s| key.starts_with(s)) || key.starts_with("pool.") { 2 } else { 1 };
+    let parts = if OWN_SECTIONS.iter().any(|s| key.starts_with(s))
+        || key.starts_with("pool.")
+        || key.starts_with("pipelines.")
+    {
+        2
+    } else {
+        1
+    };
     let ends = key.match_indices('.').nth(parts - 1).map_or(key.len(), |(at, _)| at);
     (&key[..ends], key.get(ends + 1..).unwrap_or_default())
 }

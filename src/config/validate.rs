@@ -14,7 +14,7 @@ use super::rules::{self, Folders};
 use super::walk::{Findings, Section, Walk};
 use super::{
     Api, Builds, Caches, Config, Home, Host, Log, RuntimeConfig, Stop, Upload, UploadSink, VerbDeadlines,
-    pools,
+    pipelines, pools,
 };
 
 /// The word for "no file" and "no script".
@@ -48,6 +48,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
     let defaults = defaults.unwrap_or_default();
     pools::defaults(root.walk(), defaults.clone(), folders);
     let pools = pools::pools(root.table("pool"), &defaults, folders, host.as_ref());
+    let pipelines = pipelines::pipelines(&mut root);
     let uploads = uploads(&mut root, folders);
     root.end();
     let home = Home::new(folders.home.clone());
@@ -60,6 +61,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
         caches: caches?,
         stop: stop?,
         pools: pools?,
+        pipelines: pipelines?,
         uploads: uploads?,
         log: log?,
     })

@@ -82,6 +82,23 @@ impl Walk {
         self.warnings.push(warning);
     }
 
+    /// How many settings were noted.
+    pub fn settings_so_far(&self) -> usize {
+        self.settings.len()
+    }
+
+    /// Takes back what was noted behind the first so many.
+    pub fn forget_settings_after(&mut self, count: usize) {
+        self.settings.truncate(count);
+    }
+
+    /// Notes a key as it was written: one that holds tables whose names its author chose.
+    pub fn note_setting(&mut self, key: &str, value: toml::Value) {
+        let origin = self.origins.of(key);
+        let key = key.to_owned();
+        self.settings.push(Setting { key, value, origin, inherited: None, allowed: String::new() });
+    }
+
     /// Where the value that `key` has comes from, which may be another key that it inherits.
     pub fn effective(&self, key: &str) -> Origin {
         let setting = self.settings.iter().find(|s| s.key == key);

@@ -13,6 +13,7 @@ pub mod gap;
 pub mod handle;
 pub mod ledger;
 pub mod limit;
+pub mod needs;
 pub mod policy;
 pub mod recipe;
 pub mod snapshot;

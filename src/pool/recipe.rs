@@ -36,6 +36,8 @@ pub fn golden_key(pool: &Pool, image: &ImageInfo) -> String {
         max_age: _,
         resume: _,
         resume_timeout: _,
+        // What is said of it.
+        provides: _,
     } = pool;
     let parts = (
         (name, generation),

@@ -7,22 +7,33 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use uuid::Uuid;
 
+use super::listing;
 use super::trees::{About, Trees};
 use crate::api::service::Refused;
 use crate::api::wire::SubmitSpec;
 use crate::blocking;
 use crate::build::archive::{self, ArchiveError, Limits};
-use crate::build::project::{self, Incomplete, ProjectFile};
+use crate::build::project::{self, Around, Incomplete, ProjectFile};
 use crate::build::spec::BuildSpec;
 use crate::build::tree;
 use crate::cache::keys::{self, Of, Unsettled};
 use crate::config::mistake::Mistakes;
 use crate::config::{Config, Pool};
 use crate::ids::TreeId;
+use crate::pipelines::files::Files;
+use crate::pool::needs::Standings;
 use crate::telemetry::events::Degraded;
 
 /// The name of a project that nobody named.
 const UNNAMED: &str = "unnamed";
+
+/// The daemon as a build finds it.
+#[derive(Debug, Clone)]
+pub struct Daemon {
+    pub config: Arc<Config>,
+    /// How its pools stand, for a build that leaves the choice.
+    pub pools: Standings,
+}
 
 /// A build that can be accepted.
 pub struct Received {
@@ -64,11 +75,11 @@ impl Drop for SpooledSource {
 /// # Errors
 /// When the archive or the description cannot be used.
 pub async fn receive(
-    config: Arc<Config>,
+    daemon: Daemon,
     request: SubmitSpec,
     source: tempfile::TempPath,
 ) -> Result<Received, Refused> {
-    let done = blocking::run(move || receive_blocking(&config, &request, &source));
+    let done = blocking::run(move || receive_blocking(&daemon, &request, &source));
     done.await.map_err(|e| Refused::Internal(e.to_string()))?
 }
 
@@ -78,24 +89,25 @@ pub async fn receive(
 /// # Errors
 /// As [`receive`]; when nothing is kept under the name, or what was sent has another one.
 pub async fn receive_tree(
-    config: Arc<Config>,
+    daemon: Daemon,
     request: SubmitSpec,
     tree: TreeId,
     source: Option<tempfile::TempPath>,
 ) -> Result<Received, Refused> {
     let done = blocking::run(move || match source {
-        Some(archive) => send_blocking(&config, &request, tree, &archive),
-        None => lend_blocking(&config, &request, tree),
+        Some(archive) => send_blocking(&daemon, &request, tree, &archive),
+        None => lend_blocking(&daemon, &request, tree),
     });
     done.await.map_err(|e| Refused::Internal(e.to_string()))?
 }
 
 fn send_blocking(
-    config: &Config,
+    daemon: &Daemon,
     request: &SubmitSpec,
     tree: TreeId,
     archive: &Path,
 ) -> Result<Received, Refused> {
+    let config = &daemon.config;
     // A name that somebody made up must not stand for another tree.
     if tree::of_archive(archive).ok().flatten() != Some(tree) {
         let text = format!("the source that was sent is not the tree {tree}");
@@ -103,7 +115,7 @@ fn send_blocking(
         return Err(Refused::BadSource { text, hint: Some(hint.into()) });
     }
     let (source, about) = spool(config, archive)?;
-    let received = described(config, request, source, &about)?;
+    let received = described(daemon, request, source, &about)?;
     let bytes = std::fs::metadata(&received.source.path).map_or(u64::MAX, |facts| facts.len());
     if config.api.source_keep_bytes.is_some_and(|max| bytes <= max.0) {
         let kept = Trees::new(config.home.trees()).keep(tree, &received.source.path, &about);
@@ -114,16 +126,17 @@ fn send_blocking(
     Ok(received)
 }
 
-fn lend_blocking(config: &Config, request: &SubmitSpec, tree: TreeId) -> Result<Received, Refused> {
+fn lend_blocking(daemon: &Daemon, request: &SubmitSpec, tree: TreeId) -> Result<Received, Refused> {
+    let config = &daemon.config;
     let source = SpooledSource::new(config);
     let lent =
         config.api.source_keep_bytes.and_then(|_| Trees::new(config.home.trees()).lend(tree, &source.path));
-    described(config, request, source, &lent.ok_or(Refused::TreeUnknown(tree))?)
+    described(daemon, request, source, &lent.ok_or(Refused::TreeUnknown(tree))?)
 }
 
-fn receive_blocking(config: &Config, request: &SubmitSpec, archive: &Path) -> Result<Received, Refused> {
-    let (source, about) = spool(config, archive)?;
-    described(config, request, source, &about)
+fn receive_blocking(daemon: &Daemon, request: &SubmitSpec, archive: &Path) -> Result<Received, Refused> {
+    let (source, about) = spool(&daemon.config, archive)?;
+    described(daemon, request, source, &about)
 }
 
 fn spool(config: &Config, archive: &Path) -> Result<(SpooledSource, About), Refused> {
@@ -133,14 +146,27 @@ fn spool(config: &Config, archive: &Path) -> Result<(SpooledSource, About), Refu
 }
 
 fn described(
-    config: &Config,
+    daemon: &Daemon,
     request: &SubmitSpec,
     source: SpooledSource,
     about: &About,
 ) -> Result<Received, Refused> {
     let project = about.project.as_deref().map(ProjectFile::parse).transpose().map_err(wrong)?;
     let fallback = about.stripped.as_deref().unwrap_or(UNNAMED);
-    let merged = project::merge(project, request, &config.builds, &config.pools, fallback);
+    let config = &daemon.config;
+    let files = match project::wants_files(project.as_ref(), request) {
+        true => listing::files(&source.path).map_err(|e| unreadable(&source.path, &e))?,
+        false => Files::default(),
+    };
+    let around = Around {
+        builds: &config.builds,
+        pools: &config.pools,
+        pipelines: &config.pipelines,
+        files: &files,
+        standings: &daemon.pools,
+        fallback_name: fallback,
+    };
+    let merged = project::merge(project, request, &around);
     let (mut spec, secrets) = merged.map_err(|incomplete| match incomplete {
         Incomplete::PoolUnknown { pool, known } => Refused::PoolUnknown { pool, known },
         Incomplete::Wrong(mistakes) => wrong(mistakes),
@@ -163,8 +189,12 @@ fn settle_caches(
     let of = Of { pool: pool.as_str(), image: &image, env, place };
     keys::settle(caches, of, source).map_err(|unsettled| match unsettled {
         Unsettled::Wrong(mistakes) => wrong(mistakes),
-        Unsettled::Host(error) => Refused::Internal(format!("cannot read `{}`: {error}", source.display())),
+        Unsettled::Host(error) => unreadable(source, &error),
     })
+}
+
+fn unreadable(source: &Path, error: &std::io::Error) -> Refused {
+    Refused::Internal(format!("cannot read `{}`: {error}", source.display()))
 }
 
 fn bad_archive(error: ArchiveError) -> Refused {
@@ -210,6 +240,10 @@ mod tests {
     }
 
     impl Lab {
+        fn daemon(&self) -> Daemon {
+            Daemon { config: Arc::new(self.config.clone()), pools: Standings::new() }
+        }
+
         /// The app as a tar, and its name.
         fn packed(&self) -> (TreeId, PathBuf) {
             let path = self.dir.path().join("tar");
@@ -219,11 +253,11 @@ mod tests {
         }
 
         fn lend(&self, tree: TreeId) -> Result<Received, Refused> {
-            lend_blocking(&self.config, &SubmitSpec::default(), tree)
+            lend_blocking(&self.daemon(), &SubmitSpec::default(), tree)
         }
 
         fn send(&self, tree: TreeId, tar: &Path) -> Result<Received, Refused> {
-            send_blocking(&self.config, &SubmitSpec::default(), tree, tar)
+            send_blocking(&self.daemon(), &SubmitSpec::default(), tree, tar)
         }
 
         fn spooled(&self) -> usize {

@@ -1,4 +1,6 @@
-//! Where builds come from: `local` is the daemon's own API, `trees` what it keeps of what came.
+//! Where builds come from: `local` is the daemon's own API, `trees` what it keeps of what came, `listing` what
+//! files are in it.
 
+mod listing;
 pub mod local;
 pub mod trees;

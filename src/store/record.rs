@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::wire::{ArtifactView, BuildState, BuildView, CacheView, Claim, GuestView, PhaseView};
+use crate::api::wire::{
+    ArtifactView, BuildState, BuildView, CacheView, Claim, FailureView, GuestView, PhaseView,
+};
+use crate::build::failure;
 use crate::build::place::{Place, Verdict};
 use crate::build::spec::{BuildResult, BuildSpec};
 use crate::clock::{UnixMicros, UnixMillis};
@@ -21,6 +24,9 @@ pub struct BuildRecord {
     pub running: bool,
     pub result: Option<BuildResult>,
     pub reason: Option<String>,
+    /// Why a step failed. Journals of earlier daemons have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureView>,
     pub vm: Option<String>,
     pub claim: Option<Claim>,
     pub submitted_ms: UnixMillis,
@@ -79,6 +85,7 @@ impl BuildRecord {
             running: false,
             result: None,
             reason: None,
+            failure: None,
             vm: None,
             claim: None,
             submitted_ms: at,
@@ -93,6 +100,12 @@ impl BuildRecord {
             cancel_asked: false,
             owed: false,
         }
+    }
+
+    /// Why it failed, as far as that is known.
+    fn failure(&self) -> Option<FailureView> {
+        let known = failure::of_result(self.result?, self.reason.as_deref())?;
+        Some(self.failure.clone().unwrap_or(known))
     }
 
     /// As it goes over HTTP.
@@ -110,6 +123,8 @@ impl BuildRecord {
             state,
             result: self.result,
             reason: self.reason.clone(),
+            failure: self.failure(),
+            pipeline: self.spec.pipeline.clone(),
             waiting_for: waiting_for.filter(|_| state == BuildState::Queued),
             vm: self.vm.clone(),
             claim: self.claim,

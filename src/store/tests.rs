@@ -19,6 +19,8 @@ fn record() -> BuildRecord {
     let spec = BuildSpec {
         project: "lua".into(),
         pool: "linux".parse().expect("a name"),
+        pipeline: None,
+        said: Vec::new(),
         steps: vec![step],
         env: BTreeMap::from([("A".into(), "b".into())]),
         secrets: vec!["TOKEN".into()],

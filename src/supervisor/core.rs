@@ -17,7 +17,8 @@ use super::reload::{self, Reloads};
 use crate::api::service::{Refused, Service, Ticket};
 use crate::api::timeline::ChromeTrace;
 use crate::api::wire::{
-    ArtifactView, BuildView, CacheEntryView, DaemonState, ImageView, LogLine, PoolView, ReloadView, StatusView, SubmitSpec, VmView,
+    ArtifactView, BuildView, CacheEntryView, DaemonState, ImageView, LogLine, PoolView, ReloadView,
+    StatusView, SubmitSpec, VmView,
 };
 use crate::blocking;
 use crate::build::actor::{BuildArguments, BuildContext, artifacts_path, log_path};
@@ -30,6 +31,8 @@ use crate::config::{Live, limits};
 use crate::host;
 use crate::ids::{BuildId, TreeId};
 use crate::pool::ledger::Drain;
+use crate::pool::needs::Standing;
+use crate::pool::snapshot::PoolState;
 use crate::source::local;
 use crate::store::record::Stamps;
 use crate::store::{BuildRecord, StoreError};
@@ -37,6 +40,7 @@ use crate::telemetry::caching::Removal;
 use crate::telemetry::events::{BuildAccepted, DrainChanged, TreeTaken};
 use crate::telemetry::export::Exporter;
 use crate::trace::timeline;
+use crate::vm::state::VmStateName;
 
 /// More than `host.builds_max` can be; how many of them may be taken, the configuration in force says.
 const PLACES: usize = limits::BUILDS_MAX.max as usize;
@@ -164,6 +168,18 @@ impl Core {
         record.view(self.context.pool.snapshot().waits_for(record.id))
     }
 
+    /// For a build that may leave the choice of its pool.
+    fn as_found(&self) -> local::Daemon {
+        let one = |pool: &PoolState| Standing {
+            warm: pool.count(VmStateName::Warm),
+            waiting: pool.waiting.into(),
+            trouble: pool.trouble.is_some(),
+        };
+        let snapshot = self.context.pool.snapshot();
+        let pools = snapshot.pools.iter().map(|pool| (pool.name.clone(), one(pool))).collect();
+        local::Daemon { config: self.config.get(), pools }
+    }
+
     async fn take_in(
         &self,
         ticket: Ticket,
@@ -171,7 +187,7 @@ impl Core {
         source: tempfile::TempPath,
     ) -> Result<BuildView, Refused> {
         let arrived = self.context.chronicle.anchor().now();
-        let received = local::receive(self.config.get(), request, source).await?;
+        let received = local::receive(self.as_found(), request, source).await?;
         self.begin(ticket, arrived, received).await
     }
 
@@ -245,7 +261,7 @@ impl Service for Core {
     ) -> BoxFuture<'a, Result<BuildView, Refused>> {
         async move {
             let (known, arrived) = (source.is_none(), self.context.chronicle.anchor().now());
-            let received = local::receive_tree(self.config.get(), spec, tree, source).await?;
+            let received = local::receive_tree(self.as_found(), spec, tree, source).await?;
             TreeTaken { known }.emit();
             self.begin(ticket, arrived, received).await
         }

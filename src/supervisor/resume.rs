@@ -80,6 +80,7 @@ pub fn again(mut record: BuildRecord) -> BuildRecord {
     record.place = None;
     record.artifacts.clear();
     record.caches.clear();
+    record.failure = None;
     record
 }
 

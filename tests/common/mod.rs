@@ -204,6 +204,8 @@ fn fresh(id: BuildId) -> BuildView {
         state: BuildState::Queued,
         result: None,
         reason: None,
+        failure: None,
+        pipeline: None,
         waiting_for: Some("a slot of pool linux".into()),
         vm: None,
         claim: None,
@@ -251,7 +253,7 @@ fn trace_of(view: &BuildView) -> ChromeTrace {
 
 pub fn artifact(path: &str, bytes: &[u8]) -> ArtifactView {
     let sha256 = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-    ArtifactView { path: path.into(), bytes: bytes.len() as u64, sha256 }
+    ArtifactView { path: path.into(), bytes: bytes.len() as u64, sha256, app: None }
 }
 
 impl Fake {

@@ -18,6 +18,7 @@ mod house;
 mod idle;
 mod images;
 mod kills;
+mod pipelines;
 mod projects;
 mod refusals;
 mod reloads;

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use preheat::api::wire::{CacheSpec, StepSpec, SubmitSpec};
-use preheat::build::project::{Incomplete, ProjectFile, merge};
+use preheat::build::project::{Around, Incomplete, ProjectFile, merge};
 use preheat::config::load::load;
 use preheat::config::{Config, Home, Inputs};
+use preheat::pipelines::files::Files;
+use preheat::pool::needs::Standings;
 use proptest::prelude::*;
 
 use crate::{any_json, any_text, cases, mutated};
@@ -36,7 +38,18 @@ fn daemon() -> Config {
 
 fn assert_is_sound(project: Option<ProjectFile>, request: &SubmitSpec, folder: &str) {
     thread_local!(static DAEMON: Config = daemon());
-    let merged = DAEMON.with(|c| merge(project, request, &c.builds, &c.pools, folder));
+    let (files, standings) = (Files::default(), Standings::new());
+    let merged = DAEMON.with(|c| {
+        let around = Around {
+            builds: &c.builds,
+            pools: &c.pools,
+            pipelines: &c.pipelines,
+            files: &files,
+            standings: &standings,
+            fallback_name: folder,
+        };
+        merge(project, request, &around)
+    });
     match merged {
         Ok((spec, _)) => {
             assert!(!spec.steps.is_empty() && !spec.project.is_empty());
@@ -81,34 +94,55 @@ fn request() -> impl Strategy<Value = SubmitSpec> {
     let millis = prop::option::of(prop_oneof![any::<u64>(), 0..100_000_000_u64]);
     let timeout = millis.prop_map(|ms| ms.map(std::time::Duration::from_millis));
     let text = || prop::option::of(any_text());
-    let step = (text(), any_text(), text(), timeout.clone(), prop::option::of(any::<u16>()))
-        .prop_map(|(name, command, dir, timeout, retries)| StepSpec { name, command, dir, timeout, retries });
+    let step = (text(), any_text(), text(), timeout.clone(), prop::option::of(any::<u16>())).prop_map(
+        |(name, command, dir, timeout, retries)| {
+            let (before, after, skip) = (name.clone(), dir.clone(), timeout.is_some());
+            StepSpec { name, command, dir, timeout, retries, before, after, skip }
+        },
+    );
     let variables = || prop::collection::btree_map(prop_oneof![any_text(), "[A-Z_]{1,6}"], any_text(), 0..4);
     (
         prop::option::of(any_text()),
         prop::option::of(prop_oneof![Just("linux".to_owned()), any_text()]),
         prop::collection::vec(step, 0..4),
         (variables(), variables()),
-        (prop::collection::vec(any_text(), 0..4), prop::option::of(prop::collection::vec(cache(), 0..3))),
+        (
+            prop::collection::vec(any_text(), 0..4),
+            prop::option::of(prop::collection::vec(cache(), 0..3)),
+            prop::option::of(prop_oneof![Just("expo".to_owned()), Just("auto".to_owned()), any_text()]),
+            (text(), prop::collection::btree_map(any_text(), any_text(), 0..2)),
+        ),
         (timeout, prop::option::of(any::<u16>())),
     )
-        .prop_map(|(project, pool, steps, (env, secrets), (artifacts, caches), (timeout, retries))| {
-            SubmitSpec {
+        .prop_map(
+            |(
                 project,
                 pool,
                 steps,
-                env,
-                secrets: secrets
-                    .into_iter()
-                    .map(|(name, value)| (name, value.into()))
-                    .collect::<BTreeMap<_, secrecy::SecretString>>()
-                    .into(),
-                artifacts,
-                caches,
-                timeout,
-                retries,
-            }
-        })
+                (env, secrets),
+                (artifacts, caches, pipeline, (dir, needs)),
+                (timeout, retries),
+            )| {
+                SubmitSpec {
+                    project,
+                    pool,
+                    pipeline,
+                    dir,
+                    needs,
+                    steps,
+                    env,
+                    secrets: secrets
+                        .into_iter()
+                        .map(|(name, value)| (name, value.into()))
+                        .collect::<BTreeMap<_, secrecy::SecretString>>()
+                        .into(),
+                    artifacts,
+                    caches,
+                    timeout,
+                    retries,
+                }
+            },
+        )
 }
 
 proptest! {

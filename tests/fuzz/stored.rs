@@ -26,7 +26,7 @@ const LOG: &str = concat!(
 async fn assert_goes_on(path: &Path) {
     let before: Vec<LogLine> = read(path.to_owned(), 0, None).collect().await;
     assert!(before.windows(2).all(|two| two[0].n < two[1].n), "a follower would get a line twice");
-    position(path, &RunId::new()).expect("readable");
+    position(path, &RunId::new(), |_| {}).expect("readable");
     let (writer, mut head) = LogWriter::open(path, Redactor::none(), 1 << 20).expect("it opens");
     let text = "written afterwards \0 \u{1b}[2J".to_owned();
     let line = LogItem { stream: LogStream::Out, step: None, text: text.clone(), run: None, split: false };

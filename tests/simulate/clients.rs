@@ -45,11 +45,9 @@ fn cache() -> CacheSpec {
 
 fn request(job: &Job) -> SubmitSpec {
     let step = |(command, timeout): &(String, Duration)| StepSpec {
-        name: None,
         command: command.clone(),
-        dir: None,
         timeout: Some(*timeout),
-        retries: None,
+        ..StepSpec::default()
     };
     let secret = job.secret.iter().map(|secret| ("TOKEN".to_owned(), SecretString::from(secret.clone())));
     SubmitSpec {

@@ -66,7 +66,7 @@ fn job(dice: &mut Dice, number: u64, arrives: Duration) -> Job {
     let steps = (0..dice.between(1, 3)).map(|_| step(dice, secret.is_some())).collect();
     let mut artifacts: Vec<String> = Vec::new();
     if dice.chance(0.6) {
-        artifacts.push("app.ipa".into());
+        artifacts.push("app.bin".into());
     }
     if dice.chance(0.03) {
         artifacts.push(MISSING.into());

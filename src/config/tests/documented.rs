@@ -18,9 +18,17 @@ fn with_examples() -> String {
 /// A key without the names that an operator chooses.
 fn general(key: &str) -> String {
     let mut parts: Vec<&str> = key.split('.').collect();
+    // Tables whose keys an operator chooses are one key.
+    if parts.first() == Some(&"pipelines") {
+        let key = parts[..3].join(".");
+        return key.split_once('[').map_or(key.clone(), |(list, _)| list.to_owned());
+    }
     if parts.first() == Some(&"pool") {
         parts.drain(..2);
         parts.insert(0, "pool_defaults");
+    }
+    if parts.get(1) == Some(&"provides") {
+        parts.truncate(2);
     }
     let key = parts.join(".");
     key.split_once('[')
@@ -31,7 +39,7 @@ fn keys_of(table: &toml::Table, at: &str, keys: &mut BTreeSet<String>) {
     for (name, value) in table {
         let key = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
         let tables = value.as_array().filter(|items| items.iter().any(toml::Value::is_table));
-        match (value.as_table(), tables) {
+        match (value.as_table().filter(|inner| !inner.is_empty()), tables) {
             (Some(inner), _) => keys_of(inner, &key, keys),
             (None, Some(items)) => {
                 let inner = items.iter().filter_map(toml::Value::as_table);

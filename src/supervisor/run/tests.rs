@@ -26,6 +26,7 @@ mod crashes;
 mod draining;
 mod health;
 mod images;
+mod reasons;
 mod reloading;
 mod resuming;
 mod retries;
@@ -116,6 +117,8 @@ async fn submit(
     let mut spec = BuildSpec {
         project: "p".into(),
         pool: "linux".parse().expect("a name"),
+        pipeline: None,
+        said: Vec::new(),
         steps: vec![step],
         env: BTreeMap::new(),
         secrets: Vec::new(),
