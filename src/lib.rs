@@ -14,6 +14,7 @@ pub mod janitor;
 pub mod jitter;
 pub mod pool;
 pub mod runtime;
+pub mod signing;
 pub mod source;
 pub mod store;
 pub mod supervisor;

@@ -1,7 +1,7 @@
 //! One build in one leased VM. `spec` is what was asked for, `project` reads it from `.preheat.toml`, `state` decides,
 //! `pipeline` does, `actor` ties the two; `place` is where it is, `phases` times it and `recorder` writes it down; `log` is what came out,
 //! `archive` and `pack` are how source comes in, `tree` names it and `index` spares reading it again; `caching` is what it
-//! finds of earlier builds and leaves for later ones.
+//! finds of earlier builds and leaves for later ones; `signing` is when its guest can sign.
 
 pub mod actor;
 pub mod archive;
@@ -17,6 +17,7 @@ pub mod place;
 pub mod project;
 pub mod recorder;
 pub mod redact;
+mod signing;
 pub mod spec;
 pub mod state;
 pub mod tree;

@@ -315,6 +315,7 @@ pub fn merge(
         steps: complete_steps(steps, defaults.step_timeout.min(timeout)),
         env,
         secrets: secrets.0.keys().cloned().collect(),
+        signing: None,
         artifacts,
         caches: caches::complete(caches),
         timeout,

@@ -103,6 +103,7 @@ fn request() -> impl Strategy<Value = SubmitSpec> {
                     .map(|(name, value)| (name, value.into()))
                     .collect::<BTreeMap<_, secrecy::SecretString>>()
                     .into(),
+                signing: None,
                 artifacts,
                 caches,
                 timeout,

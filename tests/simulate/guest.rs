@@ -7,11 +7,12 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt, pending};
 use preheat::clock::Deadline;
 use preheat::guest::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, Take, TakeCache, TakeError,
-    Taken, TakenCache, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Position, PutCache, Script, SignError, Take, TakeCache,
+    TakeError, Taken, TakenCache, Target,
 };
 use preheat::ids::RunId;
 use preheat::runtime::{Fault, ListedState, Reason};
+use preheat::signing::Kit;
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
@@ -361,6 +362,19 @@ impl Channel for GuestChannel {
             Ok(Ok(TakenCache { bytes: content.len() as u64, sha256, absent: Vec::new() }))
         };
         async move { self.act(Step::TakeCache, take.deadline.left(), effect).await? }.boxed()
+    }
+
+    // No client of this world signs.
+    fn install_signing<'a>(&'a self, _: &'a Kit, _: Deadline) -> BoxFuture<'a, Result<(), SignError>> {
+        std::future::ready(Err(SignError::Guest(lost()))).boxed()
+    }
+
+    fn unlock_signing<'a>(&'a self, _: &'a Kit, _: Deadline) -> BoxFuture<'a, Result<String, SignError>> {
+        std::future::ready(Err(SignError::Guest(lost()))).boxed()
+    }
+
+    fn remove_signing<'a>(&'a self, _: &'a Kit, _: Deadline) -> BoxFuture<'a, Result<(), SignError>> {
+        std::future::ready(Err(SignError::Guest(lost()))).boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {
