@@ -16,12 +16,16 @@ mod faults;
 mod house;
 mod idle;
 mod kills;
+#[expect(dead_code, reason = "the checks on the host need more of them")]
+#[path = "../signing/materials.rs"]
+mod materials;
 mod projects;
 mod refusals;
 mod reloads;
 mod restarts;
 mod resumes;
 mod secrets;
+mod signing;
 mod soak;
 mod sources;
 mod trace;
