@@ -16,6 +16,7 @@ pub mod jitter;
 pub mod pipelines;
 pub mod pool;
 pub mod runtime;
+pub mod signing;
 pub mod source;
 pub mod store;
 pub mod supervisor;

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::build::spec::{BuildSpec, Step};
+use crate::clock::UnixMillis;
 use crate::config::{
     Api, Builds, ByteSize, Caches, Config, Home, Host, Log, Network, Pool, RuntimeConfig, Stop, VerbDeadlines,
 };
+use crate::signing::{Checked, Kit, Profile, Signer};
 
 /// A host with much room, and no pools.
 pub fn config() -> Config {
@@ -113,11 +115,46 @@ pub fn spec() -> BuildSpec {
         steps: vec![step("step", "echo")],
         env: BTreeMap::new(),
         secrets: Vec::new(),
+        signing: None,
         artifacts: Vec::new(),
         caches: Vec::new(),
         timeout: Duration::from_secs(3600),
         retries: 2,
     }
+}
+
+/// Who signs, in a build that does.
+pub fn signer() -> Signer {
+    let profile = Profile {
+        uuid: "0f3c1e7a-5b1d-4e1c-9f0e-7d2a6b8c9d10".into(),
+        name: "Acme".into(),
+        app_id: "AB12CD34EF.com.acme.app".into(),
+        expires_ms: UnixMillis(4_000_000_000_000),
+    };
+    Signer {
+        identity: "00".repeat(20),
+        name: "Apple Distribution: Acme (AB12CD34EF)".into(),
+        team: "AB12CD34EF".into(),
+        expires_ms: UnixMillis(4_000_000_000_000),
+        profiles: vec![profile],
+    }
+}
+
+/// With what: nothing that a real guest could use.
+pub fn signing() -> Checked {
+    let signer = signer();
+    let kit = Kit {
+        identity: signer.identity.clone(),
+        p12: b"a file".to_vec().into(),
+        p12_password: "filepass".into(),
+        keychain_password: "keychainpass".into(),
+        profiles: signer
+            .profiles
+            .iter()
+            .map(|profile| (profile.uuid.clone(), b"a profile".to_vec()))
+            .collect(),
+    };
+    Checked { signer, kit, password: "userpass".into() }
 }
 
 /// A step of ten minutes at most.

@@ -68,6 +68,7 @@ fn status(refused: &Refused) -> StatusCode {
         Refused::DiskLow { .. } | Refused::DiskTooSmall { .. } => StatusCode::INSUFFICIENT_STORAGE,
         Refused::PoolUnknown { .. }
         | Refused::BadSpec { .. }
+        | Refused::BadSigning { .. }
         | Refused::BadSource { .. }
         | Refused::BadConfig { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         Refused::BuildUnknown(_)

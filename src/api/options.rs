@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::token::{Token, TokenError};
 use crate::config::{self, ByteSize};
 
-/// The largest `spec` part: a build's description with its secrets, a few kilobytes in practice.
-pub const SPEC_BYTES_MAX: usize = 1 << 20;
+/// The largest `spec` part: a build's description with its secrets, a few kilobytes in practice, and what it signs with, which
+/// in base64 is a third longer than [`crate::signing::KIT_BYTES_MAX`] allows.
+pub const SPEC_BYTES_MAX: usize = 4 << 20;
 /// The longest query string: a build's flags for `curl`.
 pub const QUERY_BYTES_MAX: usize = 16 << 10;
 /// Builds in one list.

@@ -43,6 +43,9 @@ pub enum Refused {
     /// The request, the project's file or both are wrong: every mistake found, one a line.
     #[error("the build is not complete: {}", mistakes.join("; "))]
     BadSpec { mistakes: Vec<String>, hint: Option<String> },
+    /// What it is to sign with does not do: every mistake found.
+    #[error("the build cannot be signed: {}", mistakes.join("; "))]
+    BadSigning { mistakes: Vec<String>, hint: Option<String> },
     /// The archive cannot be read or is hostile.
     #[error("the source cannot be used: {text}")]
     BadSource { text: String, hint: Option<String> },
@@ -87,6 +90,7 @@ impl Refused {
             Self::DiskLow { .. } | Self::DiskTooSmall { .. } => "disk_low",
             Self::PoolUnknown { .. } => "pool_unknown",
             Self::BadSpec { .. } => "bad_spec",
+            Self::BadSigning { .. } => "bad_signing",
             Self::BadSource { .. } => "bad_source",
             Self::BadConfig { .. } => "bad_config",
             Self::TreeUnknown(_) => "tree_unknown",
@@ -110,7 +114,9 @@ impl Refused {
                 Some("free disk space, or lower `host.disk_free_min`".into())
             }
             Self::PoolUnknown { .. } => Some("name one with --pool or in .preheat.toml".into()),
-            Self::BadSpec { hint, .. } | Self::BadSource { hint, .. } => hint.clone(),
+            Self::BadSpec { hint, .. } | Self::BadSigning { hint, .. } | Self::BadSource { hint, .. } => {
+                hint.clone()
+            }
             Self::BadConfig { .. } => Some(
                 "correct it and reload; `preheat config check` on the daemon's host checks it first".into(),
             ),
@@ -135,7 +141,10 @@ impl Refused {
             | Self::Draining
             | Self::DiskLow { .. }
             | Self::DiskTooSmall { .. } => Vec::new(),
-            Self::PoolUnknown { .. } | Self::BadSpec { .. } | Self::BadSource { .. } => Vec::new(),
+            Self::PoolUnknown { .. }
+            | Self::BadSpec { .. }
+            | Self::BadSigning { .. }
+            | Self::BadSource { .. } => Vec::new(),
             Self::BuildUnknown(_) | Self::ArtifactUnknown { .. } | Self::BuildOver(_) => Vec::new(),
             Self::ImageUnknown { .. } | Self::NothingBefore(_) => Vec::new(),
             Self::CacheUnknown(_) | Self::TreeUnknown(_) | Self::Internal(_) => Vec::new(),

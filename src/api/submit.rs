@@ -18,6 +18,7 @@ use super::query;
 use super::routes::App;
 use super::wire::SubmitSpec;
 use crate::clock::Deadline;
+use crate::config::ByteSize;
 use crate::ids::TreeId;
 
 /// Beside the two parts themselves: boundaries, their heads, and what was read ahead with them.
@@ -189,12 +190,12 @@ async fn read_spec(mut field: Field<'_>, meter: &Meter) -> Result<SubmitSpec, Ap
     let mut text = Zeroizing::new(Vec::with_capacity(SPEC_BYTES_MAX));
     while let Some(piece) = field.chunk().await.map_err(|e| meter.error("form", e.body_text()))? {
         if text.len() + piece.len() > SPEC_BYTES_MAX {
-            return Err(ApiError::too_large("part `spec`", "1 MiB"));
+            return Err(ApiError::too_large("part `spec`", ByteSize(SPEC_BYTES_MAX as u64)));
         }
         text.extend_from_slice(&piece);
     }
     serde_json::from_slice(&text).map_err(|e| {
         ApiError::malformed(format!("the part `spec` is not a build's description: {e}"))
-            .hint("known are project, pool, steps, env, secrets, artifacts, timeout, retries")
+            .hint("known are project, pool, steps, env, secrets, signing, artifacts, timeout, retries")
     })
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use secrecy::zeroize::Zeroize as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -37,6 +38,9 @@ pub struct SubmitSpec {
     /// Values by name; they are kept in memory, and on the disk only sealed and until the build is over.
     #[serde(skip_serializing_if = "no_secrets")]
     pub secrets: SecretValues,
+    /// What the build signs with. It is checked when the build is accepted, and kept as secrets are.
+    #[serde(default, deserialize_with = "signing", skip_serializing_if = "Option::is_none")]
+    pub signing: Option<SigningSpec>,
     /// Replaces the project's globs when it is not empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
@@ -101,6 +105,42 @@ impl std::fmt::Debug for SecretValues {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
+}
+
+/// A certificate with its key, and provisioning profiles. Prints nothing of them, and is wiped when it is dropped.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SigningSpec {
+    /// PKCS #12, in base64.
+    pub p12: String,
+    /// Of the PKCS #12; may be empty.
+    #[serde(default)]
+    pub password: String,
+    /// `*.mobileprovision`, each in base64.
+    #[serde(default)]
+    pub profiles: Vec<String>,
+}
+
+impl Drop for SigningSpec {
+    fn drop(&mut self) {
+        self.p12.zeroize();
+        self.password.zeroize();
+    }
+}
+
+impl std::fmt::Debug for SigningSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SigningSpec").field("profiles", &self.profiles.len()).finish_non_exhaustive()
+    }
+}
+
+fn signing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SigningSpec>, D::Error> {
+    // The usual error would quote what it found.
+    Option::deserialize(deserializer).map_err(|_| {
+        D::Error::custom(
+            "`signing` must be an object of `p12` and `password`, texts, and `profiles`, a list of texts",
+        )
+    })
 }
 
 /// One step, in a submission and in `.preheat.toml`.
@@ -171,7 +211,8 @@ pub enum Claim {
 /// A stretch of a build's time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseView {
-    /// `queue`, `probe`, `source`, `cache_restore`, `step`, `artifacts`, `cache_save`, `teardown`, `upload`.
+    /// `queue`, `probe`, `source`, `cache_restore`, `signing`, `step`, `signing_removal`, `artifacts`, `cache_save`, `teardown`,
+    /// `upload`.
     pub phase: String,
     /// The step's name, where the phase is a step.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -31,6 +31,7 @@ use crate::guest::Look;
 use crate::ids::BuildId;
 use crate::jitter;
 use crate::pool::handle::{Lease, LeaseEvent, Lessee, PoolHandle};
+use crate::signing::vault;
 use crate::store::{BuildRecord, Store, StoreError};
 use crate::telemetry::events::{BuildEnded, BuildRetried, Degraded, StaleReport, VmClaimed};
 use crate::telemetry::guests::{GuestLeft, GuestLooked};
@@ -228,7 +229,8 @@ fn open_log(
     secrets: &BTreeMap<String, SecretString>,
 ) -> std::io::Result<(LogWriter, watch::Receiver<LogHead>)> {
     std::fs::create_dir_all(folder(config, id))?;
-    LogWriter::open(&log_path(config, id), Redactor::new(secrets.values()), config.builds.log_max.0)
+    let redactor = Redactor::new(vault::unspeakable(secrets));
+    LogWriter::open(&log_path(config, id), redactor, config.builds.log_max.0)
 }
 
 fn lessee(me: &ActorRef<BuildMessage>) -> Lessee {

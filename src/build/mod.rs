@@ -1,8 +1,8 @@
 //! One build in one leased VM. `spec` is what was asked for, `project` reads it from `.preheat.toml`, `state` decides,
 //! `pipeline` does, `actor` ties the two; `place` is where it is, `phases` times it and `recorder` writes it down; `log` is what came out,
 //! `archive` and `pack` are how source comes in, `tree` names it and `index` spares reading it again; `caching` is what it
-//! finds of earlier builds and leaves for later ones; `vitals` is how its guest is meanwhile, `app` looks into the packages that
-//! come out, and `failure` says why a step failed.
+//! finds of earlier builds and leaves for later ones; `signing` is when its guest can sign, `vitals` is how it is meanwhile;
+//! `app` looks into the packages that come out, and `failure` says why a step failed.
 
 pub mod actor;
 pub mod app;
@@ -20,6 +20,7 @@ pub mod place;
 pub mod project;
 pub mod recorder;
 pub mod redact;
+mod signing;
 pub mod spec;
 pub mod state;
 pub mod tree;

@@ -21,6 +21,7 @@ use super::log::{self, LogItem, LogWriter};
 use super::place::{self, Doing, Place};
 use super::recorder::Written;
 use super::redact::Redactor;
+use super::signing;
 use super::spec::{BuildResult, BuildSpec, Step};
 use super::state::Outcome;
 use super::vitals::Vitals;
@@ -30,6 +31,7 @@ use crate::clock::{Deadline, UnixMillis};
 use crate::guest::{Bounds, Channel, Ended, Line, Look, Script, Stream, Take, TakeError, Taken, WORK_DIR};
 use crate::ids::RunId;
 use crate::runtime::Fault;
+use crate::signing::{Kit, vault};
 
 /// Lines of a step that may wait for the log.
 const LINES_WAITING_MAX: usize = 256;
@@ -40,6 +42,9 @@ const READ_TIME_MIN: Duration = Duration::from_secs(10);
 
 /// Taking artifacts out gets this long even when the build's own time is nearly over.
 const ARTIFACTS_TIME_MIN: Duration = Duration::from_secs(60);
+
+/// The steps of the signing are each bounded by the build's time; what has no bound of its own there is by so much more.
+const SIGNING_SLACK: Duration = Duration::from_secs(5);
 
 /// The exit codes of a step that was ended by TERM or KILL, as a shell tells them.
 const ENDED_BY_US: [i32; 2] = [143, 137];
@@ -56,6 +61,7 @@ pub struct Work {
     pub artifacts: PathBuf,
     pub artifacts_max: u64,
     pub caches: CacheRoom,
+    /// With what it signs with ([`vault`]).
     pub secrets: Arc<BTreeMap<String, SecretString>>,
     pub log: LogWriter,
     /// The log's file: it says how far the outputs of a run were read.
@@ -102,7 +108,7 @@ pub enum Progress {
 }
 
 /// Why the work ended early.
-enum Stop {
+pub(super) enum Stop {
     Verdict(BuildResult, String),
     DeadVm(Fault),
     System(String),
@@ -118,22 +124,23 @@ impl From<Fault> for Stop {
 pub async fn work(work: Work, report: impl Fn(Progress)) -> Outcome {
     let now = UnixMillis::now();
     let began = work.from.as_ref().map_or(now, |place| place.work_began_ms);
-    let attempt = Attempt {
-        began,
-        deadline: Deadline::after(place::left(work.spec.timeout, began, now)),
-        report: &report,
-        work: &work,
-        vitals: Vitals::default(),
+    let done = match signing::kit(&work) {
+        Ok(kit) => {
+            let deadline = Deadline::after(place::left(work.spec.timeout, began, now));
+            let vitals = Vitals::default();
+            let attempt = Attempt { began, deadline, report: &report, work: &work, vitals, kit };
+            let lost = work.channel.lost();
+            let mut followed = pin!(attempt.follow_vitals());
+            let done = tokio::select! {
+                biased;
+                done = attempt.phases() => done,
+                fault = lost => Err(fault.into()),
+                never = &mut followed => match never {},
+            };
+            attempt.explained(done, followed).await
+        }
+        Err(stop) => Err(stop),
     };
-    let lost = work.channel.lost();
-    let mut followed = pin!(attempt.follow_vitals());
-    let done = tokio::select! {
-        biased;
-        done = attempt.phases() => done,
-        fault = lost => Err(fault.into()),
-        never = &mut followed => match never {},
-    };
-    let done = attempt.explained(done, followed).await;
     if done.is_ok() {
         caching::save(&work, &report).await;
     }
@@ -144,7 +151,7 @@ pub async fn work(work: Work, report: impl Fn(Progress)) -> Outcome {
         Err(Stop::System(why)) => Outcome::SystemFault(why),
     };
     // A fault quotes what a guest or a tool said.
-    let redactor = Redactor::new(work.secrets.values());
+    let redactor = Redactor::new(vault::unspeakable(&work.secrets));
     outcome.map_words(|words| redactor.redact(words).into_owned())
 }
 
@@ -155,6 +162,8 @@ struct Attempt<'a, R> {
     began: UnixMillis,
     deadline: Deadline,
     vitals: Vitals,
+    /// What it signs with.
+    kit: Option<Kit>,
 }
 
 impl<R: Fn(Progress)> Attempt<'_, R> {
@@ -174,6 +183,14 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
                 report(Progress::Ended { exit_code: None });
                 report(Progress::CachesRestored(restored));
             }
+            if let Some(kit) = &self.kit {
+                report(Progress::Began { phase: "signing", step: None });
+                let installing = signing::install(work, kit, self.deadline);
+                // What hangs in it is known a little earlier, by its name.
+                let late = Deadline::after(self.deadline.left() + SIGNING_SLACK);
+                until_cancelled(work, late, installing).await??;
+                report(Progress::Ended { exit_code: None });
+            }
         }
         let first = match &again {
             Some(Doing::Step { index, .. }) => *index,
@@ -184,6 +201,16 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
             let (ended, tail) = self.step_to_its_end(index, step, again.take()).await?;
             judge(work, step, ended, self.deadline)
                 .inspect_err(|stop| self.explain(step, ended, stop, tail))?;
+        }
+        // Whoever goes on with the artifacts has done it.
+        if let Some(kit) = self.kit.as_ref().filter(|_| again.is_none()) {
+            report(Progress::Began { phase: "signing_removal", step: None });
+            tokio::select! {
+                biased;
+                () = work.cancel.cancelled() => return Err(cancelled()),
+                () = signing::remove(work, kit) => {}
+            }
+            report(Progress::Ended { exit_code: None });
         }
         if !work.spec.artifacts.is_empty() {
             let deadline = Deadline::after(self.deadline.left().max(ARTIFACTS_TIME_MIN));
@@ -322,6 +349,13 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         said: Option<String>,
     ) -> Result<(Ended, Tail), Stop> {
         let work = self.work;
+        let keychain = match &self.kit {
+            Some(kit) => {
+                let unlocking = signing::unlock(work, kit, self.deadline);
+                Some(until_cancelled(work, self.deadline, unlocking).await??)
+            }
+            None => None,
+        };
         let run = work.channel.reserve();
         let doing = Doing::Step { index, run: run.clone(), failed, began_ms: UnixMillis::now() };
         self.reach(doing, self.deadline).await?;
@@ -333,7 +367,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         let script = Script {
             command: step.command.clone(),
             dir: step.dir.clone(),
-            env: environment(work),
+            env: environment(work, keychain),
             timeout: step.timeout.min(self.deadline.left()),
             kill_grace: work.kill_grace,
         };
@@ -420,11 +454,13 @@ async fn until_cancelled<T>(
     }
 }
 
-fn environment(work: &Work) -> Vec<(String, SecretString)> {
+fn environment(work: &Work, keychain: Option<String>) -> Vec<(String, SecretString)> {
     let own = [("CI", "true"), ("PREHEAT", "true"), ("PREHEAT_PROJECT", work.spec.project.as_str())];
-    let asked = work.spec.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let open = own.into_iter().chain(asked).map(|(name, value)| (name.to_owned(), value.into()));
-    let secrets = work.secrets.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let own = own.into_iter().chain(signing::variables(work, keychain));
+    let asked = work.spec.env.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let open = own.chain(asked).map(|(name, value)| (name, value.into()));
+    let secrets = vault::variables(&work.secrets).map(|(name, value)| (name.clone(), value.clone()));
     open.chain(secrets).collect()
 }
 
@@ -490,7 +526,7 @@ async fn take_artifacts(work: &Work, deadline: Deadline) -> Result<Vec<ArtifactV
         TakeError::Host(e) => Stop::System(format!("cannot write artifacts: {e}")),
         TakeError::Guest(fault) => fault.into(),
     })?;
-    let redactor = Redactor::new(work.secrets.values());
+    let redactor = Redactor::new(vault::unspeakable(&work.secrets));
     if let Some(file) = taken.iter().find(|file| redactor.finds(&file.path)) {
         remove_folder(&partial).await.map_err(host)?;
         // The name is masked where the outcome is.

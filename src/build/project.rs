@@ -349,6 +349,7 @@ pub fn merge(
         steps: plan.steps,
         env,
         secrets: names,
+        signing: None,
         artifacts: artifacts.cloned().unwrap_or(plan.artifacts),
         caches: caches::complete(caches),
         timeout: plan.timeout,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
 use crate::ids::PoolName;
+use crate::signing::Signer;
 
 /// A complete build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct BuildSpec {
     pub env: BTreeMap<String, String>,
     /// Names only; the values live in memory, and sealed in the journal.
     pub secrets: Vec<String>,
+    /// Who signs, where it signs; the certificate and its key live where the secrets' values do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing: Option<Signer>,
     /// Globs relative to the source's root.
     pub artifacts: Vec<String>,
     /// What it wants restored, and leaves for others. Journals of earlier daemons have none.

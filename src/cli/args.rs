@@ -355,6 +355,9 @@ pub struct Inputs {
     /// A secret variable; its value is taken from this command's environment. May be given again.
     #[arg(long = "secret", value_name = "NAME", value_parser = variable_name)]
     pub secrets: Vec<String>,
+    /// What it signs with: a zip of one *.p12, its password as `password.txt`, and the app's *.mobileprovision.
+    #[arg(long, value_name = "ZIP")]
+    pub certs: Option<PathBuf>,
     /// Folders that are kept for the next build with the same key; replaces the project's. May be given again.
     #[arg(long = "cache", value_name = "KEY=PATH[,PATH..]", value_parser = cache)]
     pub caches: Vec<CacheSpec>,

@@ -1,13 +1,18 @@
 //! What the command line needs of other rooms, each as one function, so that the rest of it knows no room but HTTP's words.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use secrecy::zeroize::Zeroizing;
+
 use super::problem::Problem;
+use crate::api::wire::SigningSpec;
 use crate::build::index::Index;
 use crate::build::pack::{self, PackError, PackOptions};
 use crate::build::project::ProjectFile;
+use crate::clock::UnixMillis;
 use crate::config::load::{self, Inputs, Loaded};
 use crate::config::mistake::Mistakes;
 use crate::config::{self, Config, show};
@@ -16,6 +21,8 @@ use crate::ids::TreeId;
 use crate::pipelines::{Pipeline, When};
 use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
+use crate::signing;
+use crate::signing::bundle::{self, BUNDLE_BYTES_MAX};
 use crate::supervisor;
 use crate::telemetry::logging;
 
@@ -104,6 +111,39 @@ pub fn pack(folder: &Path, include_git: bool, into: &mut File) -> Result<TreeId,
         super::say(&format!("left out `{}`: it is a socket, a pipe or a device", path.display()));
     }
     Ok(packed.tree)
+}
+
+/// What a build signs with, from a bundle: checked as the daemon will. A bundle in the folder that is sent is sent twice, and
+/// once in the clear to the steps: that is said.
+///
+/// # Errors
+/// Every mistake.
+pub fn certs(bundle: &Path, source: &Path) -> Result<SigningSpec, Problem> {
+    let shown = bundle.display();
+    if let (Ok(bundle), Ok(source)) = (bundle.canonicalize(), source.canonicalize())
+        && bundle.starts_with(source)
+    {
+        super::say(&format!(
+            "`{shown}` lies in the project's folder: unless `.gitignore` names it, it goes into the VM with it"
+        ));
+    }
+    let unread = |e: std::io::Error| {
+        Problem::usage(format!("cannot read the bundle `{shown}`: {e}"))
+            .hint("name a zip of one *.p12, `password.txt`, and the app's *.mobileprovision")
+    };
+    // A byte more than may be, so that too much is told from enough.
+    let mut bytes = Zeroizing::new(Vec::new());
+    let file = File::open(bundle).map_err(unread)?;
+    file.take(BUNDLE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unread)?;
+    let bad = |text: String| Problem::usage(format!("`{shown}`: {text}")).code("bad_signing");
+    let spec = bundle::read(&bytes).map_err(|e| bad(e.to_string()).hint(e.hint()))?;
+    match signing::check(&spec, UnixMillis::now()) {
+        Ok(_) => Ok(spec),
+        Err(mistakes) => {
+            let what = mistakes.0.iter().map(|mistake| format!("{}: {}", mistake.key, mistake.text));
+            Err(bad(what.collect::<Vec<_>>().join("; ")).hint(mistakes.hints()))
+        }
+    }
 }
 
 fn not_packed(error: PackError) -> Problem {

@@ -36,6 +36,11 @@ pub async fn submit(client: &Client, inputs: &Inputs, progress: &Progress) -> Re
     };
     let meta = std::fs::metadata(source).map_err(missing)?;
     let mut spec = described(inputs);
+    if let Some(bundle) = inputs.certs.clone() {
+        progress.now("checking the certificate");
+        let project = inputs.source.clone();
+        spec.signing = Some(blocking(move || parts::certs(&bundle, &project)).await?);
+    }
     let mut wanted = inputs.secrets.clone();
     let file = if meta.is_dir() {
         let project = parts::project(source)?;
@@ -135,6 +140,7 @@ fn described(inputs: &Inputs) -> SubmitSpec {
         steps: inputs.steps.iter().map(step).collect(),
         env: inputs.env.iter().cloned().collect(),
         secrets: SecretValues::default(),
+        signing: None,
         artifacts: inputs.artifacts.clone(),
         caches: (inputs.no_cache || !inputs.caches.is_empty()).then(|| inputs.caches.clone()),
         timeout: inputs.timeout,

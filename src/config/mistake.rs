@@ -127,6 +127,17 @@ impl Mistakes {
     pub fn hint(&self) -> Option<String> {
         self.0.iter().find_map(|m| m.hint.clone())
     }
+
+    /// Every hint, once.
+    pub fn hints(&self) -> String {
+        let mut hints: Vec<&str> = Vec::new();
+        for hint in self.0.iter().filter_map(|mistake| mistake.hint.as_deref()) {
+            if !hints.contains(&hint) {
+                hints.push(hint);
+            }
+        }
+        hints.join("; ")
+    }
 }
 
 impl From<Mistake> for Mistakes {

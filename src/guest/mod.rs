@@ -15,6 +15,7 @@ mod pace;
 mod pick;
 mod receive;
 pub mod script;
+mod signing;
 pub mod ssh;
 mod takeout;
 pub mod transfer;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Deadline;
 use crate::ids::RunId;
 use crate::runtime::Fault;
+use crate::signing::Kit;
 pub use fresh::Fresh;
 
 /// Where a guest answers and as whom.
@@ -195,6 +197,20 @@ pub struct Look {
     pub disk: Option<(u64, u64)>,
 }
 
+/// Why a guest cannot sign. `step` is what was being done: the verb of the guest's `security`, for most.
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    /// The guest's own tools refused.
+    #[error("`{step}` in the guest ended with {code}: {said}")]
+    Refused { step: &'static str, code: i32, said: String, hint: Option<&'static str> },
+    /// It did not end in time.
+    #[error("`{step}` in the guest took longer than {}", humantime::format_duration(*.limit))]
+    TimedOut { step: &'static str, limit: Duration },
+    /// The guest or the way to it failed.
+    #[error(transparent)]
+    Guest(#[from] Fault),
+}
+
 /// Opens channels.
 pub trait Connector: Send + Sync + 'static {
     /// One attempt after the other until a full handshake and a command have been answered, or the deadline has passed.
@@ -285,6 +301,27 @@ pub trait Channel: Send + Sync {
         hurry: &'a Notify,
         looks: mpsc::Sender<Look>,
     ) -> BoxFuture<'a, ()>;
+
+    /// Lets the guest sign: a keychain of this build alone with the certificate and its key, the profiles where the guest's
+    /// tools look for them. None of the passwords, nor the key, is ever an argument, or lies in a file in the clear. Done
+    /// again, it begins anew.
+    fn install_signing<'a>(
+        &'a self,
+        kit: &'a Kit,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<(), SignError>>;
+
+    /// Sees to it that what is run next can sign: to a Mac each connection is a session of its own, in which a keychain is
+    /// locked until it is unlocked. Done in no time where the connection is the same. Returns the keychain's path.
+    fn unlock_signing<'a>(
+        &'a self,
+        kit: &'a Kit,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<String, SignError>>;
+
+    /// Takes away what [`install_signing`](Channel::install_signing) put in. What is not there is no error.
+    fn remove_signing<'a>(&'a self, kit: &'a Kit, deadline: Deadline)
+    -> BoxFuture<'a, Result<(), SignError>>;
 
     /// Resolves when the guest can be reached no more: a connection that merely broke is opened again before that.
     fn lost(&self) -> BoxFuture<'static, Fault>;

@@ -13,12 +13,14 @@ use super::connection::{self, Connection};
 use super::follow::Follower;
 use super::link::Link;
 use super::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, Take, TakeCache,
-    TakeError, Taken, TakenCache, Target, cache, fresh, health, master, takeout, transfer,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, SignError, Take,
+    TakeCache, TakeError, Taken, TakenCache, Target, cache, fresh, health, master, signing, takeout,
+    transfer,
 };
 use crate::clock::Deadline;
 use crate::ids::RunId;
 use crate::runtime::Fault;
+use crate::signing::Kit;
 
 /// Opens channels over SSH.
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,7 +45,7 @@ impl Connector for SshConnector {
     ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>> {
         async move {
             let first = connection::connect(target, None, deadline).await?;
-            Ok(Arc::new(SshChannel { link: Link::new(target.clone(), first) }) as Arc<dyn Channel>)
+            Ok(Arc::new(SshChannel::new(Link::new(target.clone(), first))) as Arc<dyn Channel>)
         }
         .boxed()
     }
@@ -56,7 +58,7 @@ impl Connector for SshConnector {
     ) -> BoxFuture<'a, Result<Arc<dyn Channel>, Fault>> {
         async move {
             let first = connection::connect(target, Some(fresh), deadline).await?;
-            Ok(Arc::new(SshChannel { link: Link::new(target.clone(), first) }) as Arc<dyn Channel>)
+            Ok(Arc::new(SshChannel::new(Link::new(target.clone(), first))) as Arc<dyn Channel>)
         }
         .boxed()
     }
@@ -66,6 +68,14 @@ impl Connector for SshConnector {
 #[derive(Debug)]
 pub struct SshChannel {
     link: Link,
+    /// Where the keychain was unlocked last.
+    unlocked: signing::Unlocked,
+}
+
+impl SshChannel {
+    fn new(link: Link) -> Self {
+        Self { link, unlocked: signing::Unlocked::default() }
+    }
 }
 
 impl Channel for SshChannel {
@@ -147,6 +157,30 @@ impl Channel for SshChannel {
         looks: mpsc::Sender<Look>,
     ) -> BoxFuture<'a, ()> {
         health::watch(&self.link, every, hurry, looks).boxed()
+    }
+
+    fn install_signing<'a>(
+        &'a self,
+        kit: &'a Kit,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<(), SignError>> {
+        signing::install(&self.link, &self.unlocked, kit, deadline).boxed()
+    }
+
+    fn unlock_signing<'a>(
+        &'a self,
+        kit: &'a Kit,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<String, SignError>> {
+        signing::unlock(&self.link, &self.unlocked, kit, deadline).boxed()
+    }
+
+    fn remove_signing<'a>(
+        &'a self,
+        kit: &'a Kit,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<(), SignError>> {
+        signing::remove(&self.link, kit, deadline).boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

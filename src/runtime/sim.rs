@@ -20,10 +20,11 @@ use super::{
 use crate::clock::Deadline;
 use crate::config::Network;
 use crate::guest::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, Stream, Take,
-    TakeCache, TakeError, Taken, TakenCache, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, SignError, Stream,
+    Take, TakeCache, TakeError, Taken, TakenCache, Target,
 };
 use crate::ids::RunId;
+use crate::signing::Kit;
 
 /// What can be scripted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +47,9 @@ pub enum Step {
     Attach,
     Take,
     TakeCache,
+    Sign,
+    Unlock,
+    Unsign,
     Kill,
     Stop,
     Delete,
@@ -428,6 +432,9 @@ impl Connector for Sim {
     }
 }
 
+/// For each step of the signing.
+const SIGN_MAX: Duration = Duration::from_secs(60);
+
 struct SimChannel {
     sim: Sim,
     dead: CancellationToken,
@@ -448,6 +455,14 @@ impl SimChannel {
                 acted.unwrap_or_else(|_| Err(Fault::new(Reason::ProbeFailed, "sim channel", "no answer in time")))
             }
         }
+    }
+
+    /// `step` of the signing: what is not in time is told by its name.
+    async fn signing(&self, step: Step, name: &'static str) -> Result<(), SignError> {
+        self.alive(step, SIGN_MAX).await.map_err(|fault| match fault.reason == Reason::ProbeFailed {
+            true => SignError::TimedOut { step: name, limit: SIGN_MAX },
+            false => fault.into(),
+        })
     }
 
     fn runs(&self) -> MutexGuard<'_, HashMap<RunId, watch::Receiver<SimOutput>>> {
@@ -636,6 +651,31 @@ impl Channel for SimChannel {
             }
         }
         .boxed()
+    }
+
+    fn install_signing<'a>(
+        &'a self,
+        _kit: &'a Kit,
+        _deadline: Deadline,
+    ) -> BoxFuture<'a, Result<(), SignError>> {
+        self.signing(Step::Sign, "import").boxed()
+    }
+
+    fn unlock_signing<'a>(
+        &'a self,
+        _kit: &'a Kit,
+        _deadline: Deadline,
+    ) -> BoxFuture<'a, Result<String, SignError>> {
+        async move { self.signing(Step::Unlock, "unlock-keychain").await.map(|()| "/keychain".to_owned()) }
+            .boxed()
+    }
+
+    fn remove_signing<'a>(
+        &'a self,
+        _kit: &'a Kit,
+        _deadline: Deadline,
+    ) -> BoxFuture<'a, Result<(), SignError>> {
+        self.signing(Step::Unsign, "delete-keychain").boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

@@ -17,11 +17,13 @@ use crate::build::project::{self, Around, Incomplete, ProjectFile};
 use crate::build::spec::BuildSpec;
 use crate::build::tree;
 use crate::cache::keys::{self, Of, Unsettled};
+use crate::clock::UnixMillis;
 use crate::config::mistake::Mistakes;
 use crate::config::{Config, Pool};
 use crate::ids::TreeId;
 use crate::pipelines::files::Files;
 use crate::pool::needs::Standings;
+use crate::signing::{self, vault};
 use crate::telemetry::events::Degraded;
 
 /// The name of a project that nobody named.
@@ -38,6 +40,7 @@ pub struct Daemon {
 /// A build that can be accepted.
 pub struct Received {
     pub spec: BuildSpec,
+    /// The values of its secrets, and what it signs with ([`vault`]).
     pub secrets: BTreeMap<String, SecretString>,
     pub source: SpooledSource,
 }
@@ -167,12 +170,16 @@ fn described(
         fallback_name: fallback,
     };
     let merged = project::merge(project, request, &around);
-    let (mut spec, secrets) = merged.map_err(|incomplete| match incomplete {
+    let (mut spec, values) = merged.map_err(|incomplete| match incomplete {
         Incomplete::PoolUnknown { pool, known } => Refused::PoolUnknown { pool, known },
         Incomplete::Wrong(mistakes) => wrong(mistakes),
     })?;
     settle_caches(config, request, &mut spec, &source.path)?;
-    let secrets = secrets.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+    let mut secrets = values.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+    if let Some(signing) = &request.signing {
+        let checked = signing::check(signing, UnixMillis::now()).map_err(unsigned)?;
+        spec.signing = Some(vault::keep(checked, &mut secrets));
+    }
     Ok(Received { spec, secrets, source })
 }
 
@@ -207,6 +214,10 @@ fn bad_archive(error: ArchiveError) -> Refused {
         return Refused::Internal(text);
     }
     Refused::BadSource { text, hint: error.hint().map(str::to_owned) }
+}
+
+fn unsigned(mistakes: Mistakes) -> Refused {
+    Refused::BadSigning { mistakes: mistakes.lines(), hint: Some(mistakes.hints()).filter(|h| !h.is_empty()) }
 }
 
 fn wrong(mistakes: Mistakes) -> Refused {

@@ -24,6 +24,7 @@ fn record() -> BuildRecord {
         steps: vec![step],
         env: BTreeMap::from([("A".into(), "b".into())]),
         secrets: vec!["TOKEN".into()],
+        signing: None,
         artifacts: vec!["src/lua".into()],
         caches: Vec::new(),
         timeout: Duration::from_secs(3600),

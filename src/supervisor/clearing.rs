@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::resume::{self, Fate};
+use crate::build::spec::BuildSpec;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::ids::{BuildId, Generation, PoolName};
@@ -123,12 +124,13 @@ fn candidates(
     running.filter_map(|vm| Some((vm.clone(), *builds.get(&vm.to_string())?))).collect()
 }
 
-/// A build's secrets, or why they are lost.
+/// A build's secrets, and what it signs with, or why they are lost.
 ///
 /// # Errors
 /// When the journal cannot be read.
 pub async fn unseal(store: &Store, record: &BuildRecord) -> Result<(Values, Option<String>), StoreError> {
-    if record.spec.secrets.is_empty() {
+    let BuildSpec { secrets, signing, .. } = &record.spec;
+    if secrets.is_empty() && signing.is_none() {
         return Ok((Values::new(), None));
     }
     match store.secrets(record.id).await {

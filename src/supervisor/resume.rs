@@ -1,7 +1,7 @@
 //! What becomes of a build that the journal has without a result when the daemon starts, or when its actor failed.
 
 use crate::build::place::Verdict;
-use crate::build::spec::BuildResult;
+use crate::build::spec::{BuildResult, BuildSpec};
 use crate::clock::UnixMillis;
 use crate::store::BuildRecord;
 
@@ -46,9 +46,9 @@ pub fn fate(record: &BuildRecord, left: &Left) -> Fate {
         return error("its source is gone from the spool".into());
     }
     if let Some(why) = &left.sealed {
-        let names = record.spec.secrets.join("`, `");
         return error(format!(
-            "the daemon was restarted, and the values of `{names}` are lost: {why}; submit it again"
+            "the daemon was restarted, and {} are lost: {why}; submit it again",
+            secrets(&record.spec)
         ));
     }
     if left.guest && record.running && record.place.is_some() {
@@ -58,6 +58,16 @@ pub fn fate(record: &BuildRecord, left: &Left) -> Fate {
         return error("the daemon ended under it, and no retries are left".into());
     }
     Fate::Again
+}
+
+/// What of it was sealed.
+fn secrets(spec: &BuildSpec) -> String {
+    let values = format!("the values of `{}`", spec.secrets.join("`, `"));
+    match &spec.signing {
+        None => values,
+        Some(_) if spec.secrets.is_empty() => "its certificate and profiles".to_owned(),
+        Some(_) => format!("{values}, its certificate and profiles"),
+    }
 }
 
 fn error(reason: String) -> Fate {

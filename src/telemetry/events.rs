@@ -17,8 +17,19 @@ use crate::runtime::{Fault, Verb, VmName};
 use crate::vm::state::{BirthPhase, VmPhase};
 
 /// The phases of a build, in their order: labels and names in JSON.
-pub const BUILD_PHASES: [&str; 9] =
-    ["queue", "probe", "source", "cache_restore", "step", "artifacts", "cache_save", "teardown", "upload"];
+pub const BUILD_PHASES: [&str; 11] = [
+    "queue",
+    "probe",
+    "source",
+    "cache_restore",
+    "signing",
+    "step",
+    "signing_removal",
+    "artifacts",
+    "cache_save",
+    "teardown",
+    "upload",
+];
 
 /// Why a VM was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,6 +18,9 @@ mod house;
 mod idle;
 mod images;
 mod kills;
+#[expect(dead_code, reason = "the checks on the host need more of them")]
+#[path = "../signing/materials.rs"]
+mod materials;
 mod pipelines;
 mod projects;
 mod refusals;
@@ -25,6 +28,7 @@ mod reloads;
 mod restarts;
 mod resumes;
 mod secrets;
+mod signing;
 mod soak;
 mod sources;
 mod trace;

@@ -28,19 +28,25 @@ fn base64(text: &str) -> String {
     out(&encoded)[..text.len() / 3 * 4].to_owned()
 }
 
-/// Values that must be nowhere.
-struct Search<'a> {
-    values: Vec<&'a str>,
+/// Values that must be nowhere. None has a line's end in it.
+pub struct Search<'a> {
+    values: Vec<&'a [u8]>,
     /// A file of several links that was last written before this cannot have them: the image's layers, large and linked
     /// from the cache.
     since: SystemTime,
 }
 
 impl<'a> Search<'a> {
-    fn of(values: &[&'a str]) -> Self {
+    /// For texts.
+    pub fn of(values: &[&'a str]) -> Self {
+        Self::of_bytes(values.iter().map(|value| value.as_bytes()).collect())
+    }
+
+    /// For what need not be text.
+    pub fn of_bytes(values: Vec<&'a [u8]>) -> Self {
         // By the clock that the files have.
-        let now = tempfile::tempfile().and_then(|file| file.metadata()?.modified()).expect("a file");
-        Self { values: values.to_vec(), since: now }
+        let since = tempfile::tempfile().and_then(|file| file.metadata()?.modified()).expect("a file");
+        Self { values, since }
     }
 
     /// Files that may have been written since then, each once, whatever its links.
@@ -62,14 +68,14 @@ impl<'a> Search<'a> {
 
     /// Files of the house that have a value in them. `grep` looks: a disk is many times too large for an unoptimised build.
     /// The values go over its stdin, because arguments are searched too.
-    fn files(&self, house: &House) -> Vec<String> {
+    pub fn files(&self, house: &House) -> Vec<String> {
         let paths = self.changed(house.dir(), &mut BTreeSet::new());
         assert!(paths.iter().any(|path| path.ends_with("journal.sqlite-wal")), "{paths:?}");
         let searched = assert_cmd::Command::new("grep")
             .env("LC_ALL", "C")
-            .args(["--files-with-matches", "--fixed-strings", "--file=-", "--"])
+            .args(["--text", "--files-with-matches", "--fixed-strings", "--file=-", "--"])
             .args(&paths)
-            .write_stdin(self.values.join("\n"))
+            .write_stdin(self.values.join(&b"\n"[..]))
             .timeout(SEARCH)
             .output()
             .expect("it runs");
@@ -81,11 +87,11 @@ impl<'a> Search<'a> {
     }
 
     fn is_in(&self, bytes: &[u8]) -> bool {
-        self.values.iter().any(|value| contains(bytes, value.as_bytes()))
+        self.values.iter().any(|value| contains(bytes, value))
     }
 
     /// Every place on this host that has a value, by its name: files, what processes were started with, what the API says.
-    fn places(&self, house: &House, build: u64) -> Vec<String> {
+    pub fn places(&self, house: &House, build: u64) -> Vec<String> {
         let mut found = self.files(house);
         for pid in all_processes() {
             let line = command_line(pid);

@@ -136,6 +136,7 @@ fn request() -> impl Strategy<Value = SubmitSpec> {
                         .map(|(name, value)| (name, value.into()))
                         .collect::<BTreeMap<_, secrecy::SecretString>>()
                         .into(),
+                    signing: None,
                     artifacts,
                     caches,
                     timeout,

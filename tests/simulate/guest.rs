@@ -7,11 +7,12 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt, pending};
 use preheat::clock::Deadline;
 use preheat::guest::{
-    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, Take, TakeCache,
-    TakeError, Taken, TakenCache, Target,
+    Bounds, Channel, Connector, Ended, Fresh, Line, Look, Position, PutCache, Script, SignError, Take,
+    TakeCache, TakeError, Taken, TakenCache, Target,
 };
 use preheat::ids::RunId;
 use preheat::runtime::{Fault, ListedState, Reason};
+use preheat::signing::Kit;
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, mpsc};
@@ -366,6 +367,19 @@ impl Channel for GuestChannel {
     /// The world's guests say nothing of how they are.
     fn watch<'a>(&'a self, _: Duration, _: &'a Notify, _: mpsc::Sender<Look>) -> BoxFuture<'a, ()> {
         std::future::ready(()).boxed()
+    }
+
+    // No client of this world signs.
+    fn install_signing<'a>(&'a self, _: &'a Kit, _: Deadline) -> BoxFuture<'a, Result<(), SignError>> {
+        std::future::ready(Err(SignError::Guest(lost()))).boxed()
+    }
+
+    fn unlock_signing<'a>(&'a self, _: &'a Kit, _: Deadline) -> BoxFuture<'a, Result<String, SignError>> {
+        std::future::ready(Err(SignError::Guest(lost()))).boxed()
+    }
+
+    fn remove_signing<'a>(&'a self, _: &'a Kit, _: Deadline) -> BoxFuture<'a, Result<(), SignError>> {
+        std::future::ready(Err(SignError::Guest(lost()))).boxed()
     }
 
     fn lost(&self) -> BoxFuture<'static, Fault> {

@@ -17,6 +17,7 @@ use crate::config::Pool;
 use crate::ids::BuildId;
 use crate::runtime::sim::{Behaviour, Sim, Step};
 use crate::runtime::{ListedState, Reason};
+use crate::signing::vault;
 use crate::store::BuildRecord;
 use crate::testing;
 
@@ -31,6 +32,7 @@ mod reloading;
 mod resuming;
 mod retries;
 mod secrets;
+mod signing;
 
 /// Longer than anything may take, in virtual time.
 const EVENTUALLY: Duration = Duration::from_secs(3600);
@@ -122,6 +124,7 @@ async fn submit(
         steps: vec![step],
         env: BTreeMap::new(),
         secrets: Vec::new(),
+        signing: None,
         artifacts: Vec::new(),
         caches: Vec::new(),
         timeout: Duration::from_secs(3600),
@@ -131,7 +134,11 @@ async fn submit(
     let source = format!("{}.tar", uuid::Uuid::new_v4());
     std::fs::write(config.home.spool().join(&source), "tar").expect("written");
     let value = |name: &String| (name.clone(), name.to_lowercase().repeat(2).into());
-    let secrets: Arc<Values> = Arc::new(spec.secrets.iter().map(value).collect());
+    let mut secrets: Values = spec.secrets.iter().map(value).collect();
+    if spec.signing.is_some() {
+        vault::keep(testing::signing(), &mut secrets);
+    }
+    let secrets = Arc::new(secrets);
     let record = BuildRecord::received(spec, source, UnixMillis::now());
     let record = daemon.context.store.insert(record, secrets.clone()).await.expect("on disk");
     let id = record.id;

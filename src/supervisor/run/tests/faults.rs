@@ -65,7 +65,7 @@ async fn while_the_host_is_at_fault_there_is_never_more_than_one_vm_on_its_way()
             Step::Adopt | Step::Address | Step::Connect | Step::Probe => {}
             Step::Restore | Step::Suspend | Step::State | Step::GetReady | Step::Freshen => {}
             Step::PutTree | Step::PutCache | Step::Run | Step::Attach => {}
-            Step::Take | Step::TakeCache => {}
+            Step::Take | Step::TakeCache | Step::Sign | Step::Unlock | Step::Unsign => {}
         }
     }
     assert_eq!(pools.len(), 2, "it may be one pool that stands in the way");
