@@ -62,6 +62,7 @@ pub fn config() -> Config {
         stop: Stop { drain_timeout: seconds(10) },
         pools: BTreeMap::new(),
         uploads: Vec::new(),
+        controllers: Vec::new(),
         log: Log {
             filter: "info".into(),
             json: false,

@@ -12,6 +12,7 @@
 //! ```
 
 pub mod changes;
+pub mod controllers;
 pub mod file;
 pub mod found;
 pub mod limits;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ids::PoolName;
+pub use controllers::Controller;
 pub use live::Live;
 pub use load::{Inputs, Loaded};
 pub use mistake::{Mistake, Mistakes, Origin};
@@ -101,6 +103,7 @@ pub struct Config {
     pub stop: Stop,
     pub pools: BTreeMap<PoolName, Pool>,
     pub uploads: Vec<Upload>,
+    pub controllers: Vec<Controller>,
     pub log: Log,
 }
 

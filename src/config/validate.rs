@@ -14,7 +14,7 @@ use super::rules::{self, Folders};
 use super::walk::{Findings, Section, Walk};
 use super::{
     Api, Builds, Caches, Config, Home, Host, Log, RuntimeConfig, Stop, Upload, UploadSink, VerbDeadlines,
-    pools,
+    controllers, pools,
 };
 
 /// The word for "no file" and "no script".
@@ -49,6 +49,8 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
     pools::defaults(root.walk(), defaults.clone(), folders);
     let pools = pools::pools(root.table("pool"), &defaults, folders, host.as_ref());
     let uploads = uploads(&mut root, folders);
+    let controllers = controllers::controllers(&mut root, folders);
+    controllers::check_pools(root.walk(), controllers.as_deref(), pools.as_ref());
     root.end();
     let home = Home::new(folders.home.clone());
     Some(Config {
@@ -61,6 +63,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
         stop: stop?,
         pools: pools?,
         uploads: uploads?,
+        controllers: controllers?,
         log: log?,
     })
 }
@@ -293,7 +296,7 @@ pub fn path(s: &mut Section<'_>, name: &'static str, folders: &Folders) -> Optio
 }
 
 /// A path or the word "none"; `absent` says whether nothing means "none" too.
-fn path_or_none(
+pub fn path_or_none(
     s: &mut Section<'_>,
     name: &'static str,
     folders: &Folders,
