@@ -115,6 +115,8 @@ impl BuildRecord {
             phases: self.phases.clone(),
             artifacts: self.artifacts.clone(),
             caches: self.caches.clone(),
+            failure: None,
+            guest: None,
         }
     }
 }

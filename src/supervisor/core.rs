@@ -1,7 +1,7 @@
 //! The daemon as HTTP sees it: reads come from snapshots and the journal, writes go to the actor that owns the fact.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
@@ -28,6 +28,7 @@ use crate::config::{Live, limits};
 use crate::host;
 use crate::ids::{BuildId, TreeId};
 use crate::pool::ledger::Drain;
+use crate::source::controller::Board;
 use crate::source::local;
 use crate::store::record::Stamps;
 use crate::store::{BuildRecord, StoreError};
@@ -57,6 +58,8 @@ pub struct Core {
     reloads: Reloads,
     /// Held by whoever changes what the daemon does as a whole, so that journal and pool end up saying the same.
     changing: Mutex<()>,
+    /// How we stand with controllers.
+    boards: OnceLock<Vec<Board>>,
 }
 
 impl Core {
@@ -78,7 +81,13 @@ impl Core {
             places,
             stopping,
             changing: Mutex::new(()),
+            boards: OnceLock::new(),
         }
+    }
+
+    /// How we stand with controllers is read from these. Only the first time counts.
+    pub fn show(&self, boards: Vec<Board>) {
+        self.boards.set(boards).ok();
     }
 
     /// A place for a build from the journal, if one is free: it was accepted before, so it goes on without one too.
@@ -352,6 +361,7 @@ impl Service for Core {
             vms: count(present),
             vms_quarantined: count(snapshot.vms.len() - present),
             config: self.reloads.view(),
+            controllers: self.boards.get().into_iter().flatten().map(Board::view).collect(),
         }
     }
 

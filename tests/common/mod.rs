@@ -210,6 +210,8 @@ fn fresh(id: BuildId) -> BuildView {
         phases: Vec::new(),
         artifacts: Vec::new(),
         caches: Vec::new(),
+        failure: None,
+        guest: None,
     }
 }
 
@@ -403,6 +405,7 @@ impl Service for Fake {
             vms: running,
             vms_quarantined: 1,
             config: ConfigView::default(),
+            controllers: Vec::new(),
         }
     }
 

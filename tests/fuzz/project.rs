@@ -107,6 +107,7 @@ fn request() -> impl Strategy<Value = SubmitSpec> {
                 caches,
                 timeout,
                 retries,
+                ..SubmitSpec::default()
             }
         })
 }
