@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{CallIn, Form, KEY, Served, Shared, answer, file, log_lines, refuse};
+use super::{CallIn, Form, KEY, Refusal, Served, Shared, answer, file, log_lines, refuse};
 
 pub(super) async fn serve(shared: &Arc<Shared>, call: CallIn) -> Served {
     match call.header("X-API-Key") {
@@ -87,7 +87,7 @@ fn status(shared: &Shared, id: &str) -> Served {
 }
 
 /// Whether the caller has the build.
-fn owned(shared: &Shared, call: &CallIn, id: &str) -> Result<(), axum::response::Response> {
+fn owned(shared: &Shared, call: &CallIn, id: &str) -> Result<(), Refusal> {
     let worker = call.header("X-Worker-Id");
     if worker.is_empty() {
         return Err(refuse(StatusCode::UNAUTHORIZED, "Missing X-Worker-Id header"));

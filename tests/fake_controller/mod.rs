@@ -75,14 +75,20 @@ pub struct FakeController {
     server: Option<JoinHandle<()>>,
 }
 
-type Served = Result<Response, Response>;
+type Served = Result<Response, Refusal>;
+
+/// An answer that is an error.
+struct Refusal {
+    status: StatusCode,
+    body: Value,
+}
 
 fn answer(status: StatusCode, body: Value) -> Response {
     (status, Json(body)).into_response()
 }
 
-fn refuse(status: StatusCode, error: &str) -> Response {
-    answer(status, json!({"error": error}))
+fn refuse(status: StatusCode, error: &str) -> Refusal {
+    Refusal { status, body: json!({"error": error}) }
 }
 
 /// In pieces, without a length.
@@ -123,17 +129,17 @@ impl CallIn {
     }
 
     /// The body as JSON. An empty one that says that it is JSON is refused, as the real one does.
-    async fn json(self) -> Result<Value, Response> {
+    async fn json(self) -> Result<Value, Refusal> {
         let bytes = axum::body::to_bytes(self.request.into_body(), usize::MAX).await;
         let bytes = bytes.map_err(|e| refuse(StatusCode::BAD_REQUEST, &e.to_string()))?;
         serde_json::from_slice(&bytes).map_err(|_| {
             let body = json!({"statusCode": 400, "code": "FST_ERR_CTP_EMPTY_JSON_BODY", "error": "Bad Request",
                 "message": "Body cannot be empty when content-type is set to 'application/json'"});
-            answer(StatusCode::BAD_REQUEST, body)
+            Refusal { status: StatusCode::BAD_REQUEST, body }
         })
     }
 
-    async fn form(self) -> Result<Form, Response> {
+    async fn form(self) -> Result<Form, Refusal> {
         let bad = |e: String| refuse(StatusCode::BAD_REQUEST, &e);
         let multipart = Multipart::from_request(self.request, &()).await;
         let mut multipart = multipart.map_err(|e| bad(e.to_string()))?;
@@ -170,7 +176,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
         Speaks::Tokened => tokened::serve(&shared, call).await,
     };
     shared.changed.send_modify(|n| *n += 1);
-    served.unwrap_or_else(|refused| refused)
+    served.unwrap_or_else(|refused| answer(refused.status, refused.body))
 }
 
 impl Shared {

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use axum::http::{Method, StatusCode};
-use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{CallIn, Form, Served, Shared, answer, file, log_lines, refuse};
+use super::{CallIn, Form, Refusal, Served, Shared, answer, file, log_lines, refuse};
 
-fn unauthorized() -> Response {
-    answer(StatusCode::UNAUTHORIZED, json!({"errors": {"detail": "Unauthorized"}}))
+fn unauthorized() -> Refusal {
+    Refusal { status: StatusCode::UNAUTHORIZED, body: json!({"errors": {"detail": "Unauthorized"}}) }
 }
 
 pub(super) async fn serve(shared: &Arc<Shared>, call: CallIn) -> Served {
@@ -51,19 +50,22 @@ pub(super) async fn serve(shared: &Arc<Shared>, call: CallIn) -> Served {
             vm(shared, &call, id, false)?;
             told(shared, id, what, call.json().await?)
         }
-        _ => Err(answer(StatusCode::NOT_FOUND, json!({"errors": {"detail": "Not Found"}}))),
+        _ => {
+            let body = json!({"errors": {"detail": "Not Found"}});
+            Err(Refusal { status: StatusCode::NOT_FOUND, body })
+        }
     }
 }
 
 /// The worker whose token is offered.
-fn worker(shared: &Shared, call: &CallIn) -> Result<String, Response> {
+fn worker(shared: &Shared, call: &CallIn) -> Result<String, Refusal> {
     let token = call.header("X-Worker-Token");
     let book = shared.book();
     let found = book.workers.iter().find(|(_, t)| !token.is_empty() && *t == token).map(|(id, _)| id.clone());
     found.ok_or_else(|| refuse(StatusCode::UNAUTHORIZED, "Authentication required"))
 }
 
-fn vm(shared: &Shared, call: &CallIn, id: &str, result: bool) -> Result<(), Response> {
+fn vm(shared: &Shared, call: &CallIn, id: &str, result: bool) -> Result<(), Refusal> {
     let book = shared.book();
     let build = book.builds.get(id).ok_or_else(unauthorized)?;
     let old = result && book.bugs.job_tokens_expire;

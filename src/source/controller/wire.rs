@@ -191,9 +191,10 @@ mod tests {
     fn builds_are_read_bare_or_wrapped() {
         let build = json!({"id": "j", "status": "assigned", "worker_id": "w", "started_at": 5});
         let one = Remote::read(build.clone()).expect("read");
-        assert_eq!(Remote::read(json!({"build": build.clone()})), Some(one.clone()));
-        assert_eq!(Remote::read_list(json!({"builds": [build.clone(), 5], "total": 1})), [one.clone()]);
-        assert_eq!(Remote::read_list(json!([build])), [one]);
+        let listed = Remote::read_list(json!({"builds": [build, 5], "total": 1}));
+        assert_eq!(listed, std::slice::from_ref(&one));
+        assert_eq!(Remote::read(json!({"build": build})), Some(one));
+        assert_eq!(Remote::read_list(json!([build])), listed);
     }
 
     #[test]
