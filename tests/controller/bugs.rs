@@ -15,6 +15,8 @@ async fn calls_beside_a_build_that_fail_do_not_hurt_it() {
         let id = controller.submit(app("echo one; sleep 1; echo two; sleep 1; echo three"));
         let build = controller.over(&id).await;
         assert_eq!((build.status.as_str(), build.told), ("completed", 1), "{speaks:?}");
+        controller.until("the rest", |book| book.builds[&id].lines().contains(&"three")).await;
+        let build = controller.build(&id);
         let lines: Vec<&str> = build.lines().into_iter().filter(|l| !l.starts_with("preheat: ")).collect();
         assert_eq!(lines, ["one", "two", "three"]);
     }

@@ -11,7 +11,9 @@ async fn a_build_is_claimed_built_and_brought_home_with_its_log() {
     let controller = FakeController::start(Speaks::Keyed, Bugs::default()).await;
     let lab = Lab::asking(&controller.url(), 1).await;
     let id = controller.submit(app("echo one; echo ; echo three; sleep 1"));
-    let build = controller.over(&id).await;
+    controller.over(&id).await;
+    controller.until("the whole log", |book| book.builds[&id].lines().contains(&"three")).await;
+    let build = controller.build(&id);
     assert_eq!((build.status.as_str(), build.error), ("completed", None));
     assert_eq!(build.result.as_deref(), Some(APP.as_bytes()), "the app, and not the log beside it");
     assert_eq!((build.told, build.fetched), (1, 1));

@@ -39,6 +39,9 @@ async fn a_controller_that_is_away_for_a_while_gets_the_result_and_the_log() {
         controller.start_again().await;
         let build = controller.over(&id).await;
         assert_eq!((build.status.as_str(), build.told), ("completed", 1), "{speaks:?}");
+        // The result does not wait for long for what could not be told before.
+        controller.until("the rest", |book| book.builds[&id].lines().contains(&"two")).await;
+        let build = controller.build(&id);
         let lines: Vec<&str> = build.lines().into_iter().filter(|l| !l.starts_with("preheat: ")).collect();
         assert_eq!(lines, ["one", "two"]);
     }

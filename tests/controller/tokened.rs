@@ -8,7 +8,9 @@ async fn a_build_is_brought_home_by_its_own_token_and_told_once() {
     let controller = FakeController::start(Speaks::Tokened, Bugs { flips: true, ..Bugs::default() }).await;
     let _lab = Lab::asking(&controller.url(), 1).await;
     let id = controller.submit(app("echo one; sleep 1; echo two"));
-    let build = controller.over(&id).await;
+    controller.over(&id).await;
+    controller.until("the whole log", |book| book.builds[&id].lines().contains(&"two")).await;
+    let build = controller.build(&id);
     assert_eq!((build.status.as_str(), build.told), ("completed", 1));
     assert_eq!(build.result.as_deref(), Some(APP.as_bytes()));
     let lines: Vec<&str> = build.lines().into_iter().filter(|l| !l.starts_with("preheat: ")).collect();
