@@ -13,6 +13,12 @@ pub fn forbid_core_files() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
 }
 
+/// The machine's name without its domain; empty when it has none that is text.
+pub fn name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
 /// The volume of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {

@@ -66,6 +66,7 @@ pub fn config() -> Config {
         pools: BTreeMap::new(),
         pipelines: crate::config::pipelines::built_in(),
         uploads: Vec::new(),
+        controllers: Vec::new(),
         log: Log {
             filter: "info".into(),
             json: false,

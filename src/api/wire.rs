@@ -51,6 +51,29 @@ pub struct SubmitSpec {
     pub timeout: Option<Duration>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u16>,
+    /// The pipeline's name; `auto` finds one from the files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
+    /// What it is signed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing: Option<SigningSpec>,
+}
+
+/// A certificate with its key, and provisioning profiles, as they travel. It prints nothing of itself.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SigningSpec {
+    /// In base64.
+    pub p12: String,
+    pub password: String,
+    /// Each in base64.
+    pub profiles: Vec<String>,
+}
+
+impl std::fmt::Debug for SigningSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SigningSpec").field("profiles", &self.profiles.len()).finish_non_exhaustive()
+    }
 }
 
 fn no_secrets(secrets: &SecretValues) -> bool {
@@ -707,6 +730,48 @@ pub struct StatusView {
     /// VMs that could not be removed.
     pub vms_quarantined: u32,
     pub config: ConfigView,
+    /// Where builds come from by themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controllers: Vec<ControllerView>,
+}
+
+/// A controller, as the daemon stands with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerView {
+    pub name: String,
+    pub url: String,
+    pub state: ControllerState,
+    /// Since when.
+    pub since_ms: UnixMillis,
+    /// Why it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    pub lanes: u16,
+    /// Lanes that have a build of it.
+    pub busy: u16,
+}
+
+/// How the daemon stands with a controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ControllerState {
+    /// Nothing was heard of it yet.
+    Connecting,
+    /// It answered the last call.
+    Connected,
+    /// It did not, or refused it.
+    Failing,
+}
+
+impl ControllerState {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::Failing => "failing",
+        }
+    }
 }
 
 /// Which configuration is in force.

@@ -7,7 +7,7 @@ use super::exit::Exit;
 use super::problem::Problem;
 use super::text::{clean, took};
 use super::{out, out_json, say};
-use crate::api::wire::{ChangeView, ConfigView, DaemonState, ReloadView, StatusView};
+use crate::api::wire::{ChangeView, ConfigView, ControllerView, DaemonState, ReloadView, StatusView};
 use crate::clock::{Deadline, UnixMillis};
 
 /// The daemon answers when it has begun, which is a matter of its pool's next turn.
@@ -28,6 +28,7 @@ pub async fn status(client: &Client, json: bool) -> Result<Exit, Problem> {
         0 => format!("vms     {}\n", status.vms),
         lost => format!("vms     {}, and {lost} that cannot be removed (`preheat vms`)\n", status.vms),
     });
+    out(&clean(&controller_lines(&status.controllers, UnixMillis::now())));
     out(&clean(&config_lines(&status.config, UnixMillis::now())));
     Ok(Exit::Success)
 }
@@ -111,6 +112,15 @@ pub async fn resume(client: &Client, json: bool) -> Result<Exit, Problem> {
     Ok(Exit::Success)
 }
 
+fn controller_lines(controllers: &[ControllerView], now: UnixMillis) -> String {
+    let line = |c: &ControllerView| {
+        let (name, state, since) = (&c.name, c.state.as_str(), took(now.since(c.since_ms)));
+        let error = c.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default();
+        format!("source  {name}: {state} for {since}, {} of {} lane(s) busy{error}\n", c.busy, c.lanes)
+    };
+    controllers.iter().map(line).collect()
+}
+
 fn config_lines(config: &ConfigView, now: UnixMillis) -> String {
     let ago = |at: UnixMillis| format!("{} ago", took(now.since(at)));
     let mut text = config.loaded_ms.map_or(String::new(), |at| format!("config  read {}\n", ago(at)));
@@ -163,4 +173,30 @@ fn change_line(change: &ChangeView) -> String {
         _ => "",
     };
     format!("{key}: {} -> {}{how}", text(from), text(to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::wire::ControllerState;
+
+    #[test]
+    fn a_controller_is_shown_with_why_it_fails() {
+        let mut mesh = ControllerView {
+            name: "mesh".into(),
+            url: "https://controller.example.com".into(),
+            state: ControllerState::Connected,
+            since_ms: UnixMillis(0),
+            error: None,
+            lanes: 2,
+            busy: 1,
+        };
+        let line = controller_lines(std::slice::from_ref(&mesh), UnixMillis(90_000));
+        assert!(
+            line.starts_with("source  mesh: connected for 1") && line.ends_with("1 of 2 lane(s) busy\n"),
+            "{line}"
+        );
+        (mesh.state, mesh.error) = (ControllerState::Failing, Some("it cannot be reached".into()));
+        assert!(controller_lines(&[mesh], UnixMillis(90_000)).ends_with("busy; it cannot be reached\n"));
+    }
 }

@@ -57,8 +57,9 @@ impl Changes {
 
     /// Whether a key, or what is below it, does not apply before the daemon is restarted.
     pub fn is_held_back(&self, key: &str) -> bool {
-        self.need_restart()
-            .any(|c| key.strip_prefix(&c.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        self.need_restart().any(|c| {
+            key.strip_prefix(&c.key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        })
     }
 
     /// Pools whose idle VMs must be replaced, each once.
@@ -82,7 +83,20 @@ impl Changes {
 pub fn diff(old: &Config, new: &Config) -> Changes {
     use Applies::{Live, Restart};
     let mut changes = Changes::default();
-    let Config { home, host, runtime, api, builds, caches, stop, pools, pipelines, uploads, log } = old;
+    let Config {
+        home,
+        host,
+        runtime,
+        api,
+        builds,
+        caches,
+        stop,
+        pools,
+        pipelines,
+        uploads,
+        controllers,
+        log,
+    } = old;
     changes.note("", "home", (home, &new.home), Restart);
     of_host(&mut changes, host, &new.host);
     of_runtime(&mut changes, runtime, &new.runtime);
@@ -98,6 +112,8 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     changes.note("stop", "drain_timeout", (drain_timeout, &new.stop.drain_timeout), Live);
     changes.note("", "pipelines", (pipelines, &new.pipelines), Live);
     changes.note("", "upload", (uploads, &new.uploads), Live);
+    // A lane has a build in hand for an hour, and is a worker that somebody else counts on.
+    changes.note("", "controllers", (controllers, &new.controllers), Restart);
     of_log(&mut changes, log, &new.log);
     for (name, pool) in pools {
         match new.pools.get(name) {
@@ -119,6 +135,7 @@ pub fn held_back(old: &Config, new: Config) -> Config {
     now.api.token_file.clone_from(&old.api.token_file);
     now.log.json = old.log.json;
     now.log.file.clone_from(&old.log.file);
+    now.controllers.clone_from(&old.controllers);
     now
 }
 

@@ -178,6 +178,15 @@ pub const RESUME_TIMEOUT: Bound =
 pub const MAX_AGE: Bound =
     millis(SECOND, 30 * DAY, "a VM is used up when it is replaced, and clocks and leases go stale");
 
+/// `controllers[].lanes`
+pub const CONTROLLER_LANES: Bound = count(1, 64, "each is a worker that waits for a build, and holds one");
+/// `controllers[].poll_interval`
+pub const POLL_INTERVAL: Bound =
+    millis(500, 10 * MINUTE, "a build waits for so long, and a controller forgets who does not ask");
+/// `controllers[].heartbeat_interval`
+pub const HEARTBEAT_INTERVAL: Bound =
+    millis(500, 100 * SECOND, "a controller gives a build up after two minutes without one");
+
 /// The largest configuration file that is read.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 /// The longest text of one line: a name, a path, a URL, an argument.
@@ -196,6 +205,8 @@ pub const PIPELINES_MAX: usize = 64;
 pub const PIPELINE_NAME_BYTES_MAX: usize = 64;
 /// Facts that a pool provides, and needs of a build.
 pub const FACTS_MAX: usize = 32;
+/// Controllers at most.
+pub const CONTROLLERS_MAX: usize = 16;
 /// Pools at most.
 pub const POOLS_MAX: usize = 256;
 

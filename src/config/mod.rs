@@ -12,6 +12,7 @@
 //! ```
 
 pub mod changes;
+pub mod controllers;
 pub mod file;
 pub mod found;
 pub mod limits;
@@ -36,6 +37,7 @@ use serde::Serialize;
 use crate::ids::PoolName;
 use crate::images::generation::{self, Which};
 use crate::pipelines::Pipelines;
+pub use controllers::Controller;
 pub use live::Live;
 pub use load::{Inputs, Loaded};
 pub use mistake::{Mistake, Mistakes, Origin};
@@ -109,6 +111,7 @@ pub struct Config {
     pub pools: BTreeMap<PoolName, Pool>,
     pub pipelines: Pipelines,
     pub uploads: Vec<Upload>,
+    pub controllers: Vec<Controller>,
     pub log: Log,
 }
 

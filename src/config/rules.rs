@@ -153,7 +153,8 @@ pub fn url(text: &str) -> Result<(), Refusal> {
     }
 }
 
-fn is_loopback(url: &reqwest::Url) -> bool {
+/// Whether it stays on this host.
+pub fn is_loopback(url: &reqwest::Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())

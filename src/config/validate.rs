@@ -14,7 +14,7 @@ use super::rules::{self, Folders};
 use super::walk::{Findings, Section, Walk};
 use super::{
     Api, Builds, Caches, Config, Home, Host, Log, RuntimeConfig, Stop, Upload, UploadSink, VerbDeadlines,
-    pipelines, pools,
+    controllers, pipelines, pools,
 };
 
 /// The word for "no file" and "no script".
@@ -50,6 +50,8 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
     let pools = pools::pools(root.table("pool"), &defaults, folders, host.as_ref());
     let pipelines = pipelines::pipelines(&mut root);
     let uploads = uploads(&mut root, folders);
+    let controllers = controllers::controllers(&mut root, folders);
+    controllers::check_pools(root.walk(), controllers.as_deref(), pools.as_ref());
     root.end();
     let home = Home::new(folders.home.clone());
     Some(Config {
@@ -63,6 +65,7 @@ fn config(walk: &mut Walk, table: Table, folders: &Folders) -> Option<Config> {
         pools: pools?,
         pipelines: pipelines?,
         uploads: uploads?,
+        controllers: controllers?,
         log: log?,
     })
 }
@@ -299,7 +302,7 @@ pub fn path(s: &mut Section<'_>, name: &'static str, folders: &Folders) -> Optio
 }
 
 /// A path or the word "none"; `absent` says whether nothing means "none" too.
-fn path_or_none(
+pub fn path_or_none(
     s: &mut Section<'_>,
     name: &'static str,
     folders: &Folders,

@@ -244,6 +244,15 @@ impl Section<'_> {
         self.required(name, &allowed(bound), |found| count(found, bound), |n: &T| number((*n).into()))
     }
 
+    /// The same, where it need not be there.
+    pub fn count_if<T: TryFrom<u64> + Copy + Into<u64>>(
+        &mut self,
+        name: &'static str,
+        bound: &Bound,
+    ) -> Option<Option<T>> {
+        self.optional(name, &allowed(bound), |found| count(found, bound), |n: &T| number((*n).into()))
+    }
+
     /// The same, or a word for "none".
     pub fn count_or<T: TryFrom<u64> + Copy + Into<u64>>(
         &mut self,

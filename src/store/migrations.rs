@@ -67,6 +67,28 @@ const STEPS: &[&str] = &[
     "
     CREATE TABLE images (name TEXT PRIMARY KEY, choice TEXT NOT NULL) STRICT;
 ",
+    "
+    CREATE TABLE controller_workers (
+        controller TEXT NOT NULL,
+        lane INTEGER NOT NULL,
+        worker TEXT NOT NULL,
+        tokened INTEGER NOT NULL,
+        PRIMARY KEY (controller, lane)
+    ) STRICT;
+    CREATE TABLE controller_jobs (
+        controller TEXT NOT NULL,
+        job TEXT NOT NULL,
+        lane INTEGER NOT NULL,
+        build INTEGER,
+        token BLOB,
+        logged INTEGER NOT NULL DEFAULT 0,
+        taken_ms INTEGER NOT NULL,
+        ended_ms INTEGER,
+        outcome TEXT,
+        PRIMARY KEY (controller, job)
+    ) STRICT;
+    CREATE INDEX controller_jobs_open ON controller_jobs (build) WHERE ended_ms IS NULL;
+",
 ];
 
 /// Sets a connection up and runs the steps that are missing.

@@ -1,6 +1,7 @@
 //! The journal: SQLite. What has been accepted is here before anybody is told so. An operator can read it with `sqlite3`
 //! while the daemon runs.
 
+pub mod controllers;
 mod goldens;
 mod images;
 mod migrations;
@@ -63,7 +64,7 @@ pub struct Delivery {
 pub struct Ended {
     pub id: BuildId,
     pub finished_ms: UnixMillis,
-    /// A delivery of it is still in the outbox.
+    /// A delivery of it is still in the outbox, or a controller has not had its result yet.
     pub owed: bool,
 }
 
@@ -261,6 +262,7 @@ impl Store {
     pub async fn ended(&self) -> Result<Vec<Ended>, StoreError> {
         self.call(|c| {
             let sql = "SELECT id, finished_ms, EXISTS (SELECT 1 FROM outbox WHERE outbox.build = builds.id)
+                OR EXISTS (SELECT 1 FROM controller_jobs AS jobs WHERE jobs.build = builds.id AND jobs.ended_ms IS NULL)
                 FROM builds WHERE result IS NOT NULL ORDER BY id DESC";
             let mut statement = c.prepare(sql)?;
             let read = statement.query_map([], |r| {
@@ -281,7 +283,8 @@ impl Store {
         self.call(move |c| {
             let tx = c.transaction()?;
             let sql = "DELETE FROM builds WHERE id = ?1 AND result IS NOT NULL
-                AND id NOT IN (SELECT build FROM outbox)";
+                AND id NOT IN (SELECT build FROM outbox)
+                AND NOT EXISTS (SELECT 1 FROM controller_jobs AS jobs WHERE jobs.build = builds.id AND jobs.ended_ms IS NULL)";
             let mut forgotten = Vec::new();
             for id in ids {
                 if tx.execute(sql, [key(id)])? > 0 {

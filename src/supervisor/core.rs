@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
@@ -33,6 +33,7 @@ use crate::ids::{BuildId, TreeId};
 use crate::pool::ledger::Drain;
 use crate::pool::needs::Standing;
 use crate::pool::snapshot::PoolState;
+use crate::source::controller::Board;
 use crate::source::local;
 use crate::store::record::Stamps;
 use crate::store::{BuildRecord, StoreError};
@@ -69,6 +70,8 @@ pub struct Core {
     images: Arc<Images>,
     /// Held by whoever changes what the daemon does as a whole, so that journal and pool end up saying the same.
     changing: Arc<Mutex<()>>,
+    /// How we stand with controllers.
+    boards: OnceLock<Vec<Board>>,
 }
 
 impl Core {
@@ -93,7 +96,13 @@ impl Core {
             shown: std::sync::Mutex::default(),
             changing: images.changing.clone(),
             images,
+            boards: OnceLock::new(),
         }
+    }
+
+    /// How we stand with controllers is read from these. Only the first time counts.
+    pub fn show(&self, boards: Vec<Board>) {
+        self.boards.set(boards).ok();
     }
 
     /// A place for a build from the journal, if one is free: it was accepted before, so it goes on without one too.
@@ -430,6 +439,7 @@ impl Service for Core {
             vms: count(present),
             vms_quarantined: count(snapshot.vms.len() - present),
             config: self.reloads.view(),
+            controllers: self.boards.get().into_iter().flatten().map(Board::view).collect(),
         }
     }
 

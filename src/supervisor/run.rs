@@ -43,6 +43,8 @@ use crate::pool::ledger::Drain;
 use crate::pool::snapshot::PoolSnapshot;
 use crate::runtime::Runtime;
 use crate::runtime::tart::Tart;
+use crate::source::api::Api;
+use crate::source::{Sources, controller};
 use crate::store::{BuildRecord, Store, StoreError, Values};
 use crate::telemetry::events::{BuildEnded, DaemonDraining, DaemonStarted, Degraded, HttpAnswered};
 use crate::telemetry::export::{self, Exporter};
@@ -123,7 +125,6 @@ pub async fn run(loaded: Loaded, read: Read, log: Follower) -> Result<(), RunErr
     let mut signals =
         Signals::listen().map_err(|e| RunError::Start(format!("signals cannot be received: {e}")))?;
     let address = listener.local_addr().unwrap_or(config.api.listen);
-    let shutdown = CancellationToken::new();
     let on_request: api::options::OnRequest = Arc::new(|route, method, status, took| {
         HttpAnswered { route, method, status, took }.emit();
     });
@@ -131,14 +132,15 @@ pub async fn run(loaded: Loaded, read: Read, log: Follower) -> Result<(), RunErr
         .map_err(|error| RunError::Token(error.to_string()))?;
     let live = daemon.context.config.clone();
     options.source_max = Arc::new(move || live.get().api.source_max);
-    let served = tokio::spawn(api::serve::serve(listener, daemon.core.clone(), options, shutdown.clone()));
+    let sources = daemon.sources.clone();
+    sources.begin(Box::new(Api { listener, service: daemon.core.clone(), options }));
+    daemon.ask_controllers().await?;
     let (home, runtime) = (config.home.path(), config.runtime.program.as_str());
     DaemonStarted { address, home, runtime, pools: config.pools.len() }.emit();
 
     let ended = ending::told(&mut signals, &mut daemon).await;
     ending::end(daemon, &mut signals, ended.is_ok()).await;
-    shutdown.cancel();
-    served.await.ok();
+    sources.end().await;
     ended
 }
 
@@ -185,6 +187,8 @@ pub struct Outside {
 pub struct Daemon {
     pub core: Arc<Core>,
     pub context: BuildContext,
+    /// Where its builds come from. They are not part of it: the last of them is there until the daemon is gone.
+    pub sources: Sources,
     supervisor: SupervisorHandle,
     broken: mpsc::Receiver<String>,
     stopping: CancellationToken,
@@ -263,9 +267,21 @@ impl Daemon {
             AbortOnDropHandle::new(tokio::spawn(rounds::disk(context.clone()))),
             AbortOnDropHandle::new(tokio::spawn(images.keep())),
         ];
-        let daemon = Self { core: Arc::new(core), context, supervisor, broken, stopping, _tasks: tasks };
+        let (core, sources) = (Arc::new(core), Sources::default());
+        let daemon = Self { core, context, sources, supervisor, broken, stopping, _tasks: tasks };
         daemon.take_up(&goes_on).await?;
         Ok(daemon)
+    }
+
+    /// Begins to ask the configuration's controllers for builds.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn ask_controllers(&self) -> Result<(), RunError> {
+        let (live, store) = (self.context.config.clone(), self.context.store.clone());
+        let parts = controller::Parts { live, service: self.core.clone(), store };
+        self.core.show(controller::begin(&self.sources, parts).await?);
+        Ok(())
     }
 
     /// Builds that were accepted before. Those in `adopted` have their VM still.
@@ -335,13 +351,15 @@ impl Daemon {
     /// `cut` is over. Says why it came back.
     pub async fn drain<T>(&mut self, cut: impl Future<Output = T>) -> &'static str {
         let limit = self.context.config.get().stop.drain_timeout;
+        self.sources.drain();
         self.core.begin_ending().await;
-        let (context, supervisor) = (&self.context, &self.supervisor);
+        let (context, supervisor, sources) = (&self.context, &self.supervisor, &self.sources);
         DaemonDraining { limit, running: context.live.running() }.emit();
         let drained = async {
             context.pool.until(|snapshot| !snapshot.serves()).await;
             context.live.idle().await;
             supervisor.uploads_settled().await;
+            sources.settled().await;
         };
         tokio::select! {
             () = drained => "everything that ran is over",

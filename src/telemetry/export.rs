@@ -11,6 +11,7 @@ use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::caching;
+use super::controlling;
 use super::events::{self, AdoptionEnd, JanitorAction, RetireReason, Stored};
 use super::guests;
 use super::images::ChosenBy;
@@ -150,6 +151,9 @@ fn zero_configured(config: &Config) {
         for result in ["ok", "error"] {
             counter!(names::UPLOAD_ATTEMPTS, "sink" => upload.name.clone(), "result" => result).absolute(0);
         }
+    }
+    for controller in &config.controllers {
+        controlling::zero(&controller.name);
     }
 }
 

@@ -4,6 +4,8 @@
 #[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
 pub mod caching;
 #[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
+pub mod controlling;
+#[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]
 pub mod events;
 pub mod export;
 #[expect(clippy::disallowed_macros, reason = "the only place that logs and counts, beside `export`")]

@@ -110,6 +110,11 @@ catalogue! {
     CACHE_ENTRIES = "preheat_cache_entries", Gauge, [], "Caches that are kept.";
     UPLOADS_PENDING = "preheat_uploads_pending", Gauge, ["sink"], "Results not yet delivered to the sink.";
     UPLOAD_ATTEMPTS = "preheat_upload_attempts_total", Counter, ["sink", "result"], "Attempts to deliver a result.";
+    CONTROLLER_CONNECTED = "preheat_controller_connected", Gauge, ["controller"], "1 when the controller answered the last call of a lane, 0 when it did not or refused it.";
+    CONTROLLER_LANES_BUSY = "preheat_controller_lanes_busy", Gauge, ["controller"], "Lanes that have a build of the controller.";
+    CONTROLLER_JOBS = "preheat_controller_jobs_total", Counter, ["controller", "outcome"], "Builds that a controller gave us, by how they ended for it.";
+    CONTROLLER_CALLS_FAILED = "preheat_controller_calls_failed_total", Counter, ["controller", "call"], "Calls that a controller did not answer, or refused.";
+    CONTROLLER_RESULT_RETRIES = "preheat_controller_result_retries_total", Counter, ["controller"], "Results that had to be brought to a controller again.";
     HOST_DISK_FREE = "preheat_host_disk_free_bytes", Gauge, [], "Free bytes on the volume of the installation.";
     HOST_DISK_FREE_MIN = "preheat_host_disk_free_min_bytes", Gauge, [], "With less free than this no build is accepted and no VM cloned: host.disk_free_min.";
     HOST_DISK_SIZE = "preheat_host_disk_size_bytes", Gauge, [], "Size of the volume of the installation.";

@@ -471,6 +471,7 @@ impl Service for Fake {
             vms: running,
             vms_quarantined: 1,
             config: ConfigView::default(),
+            controllers: Vec::new(),
         }
     }
 

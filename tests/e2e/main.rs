@@ -9,9 +9,12 @@
 mod builds;
 mod caches;
 mod clock;
+mod controllers;
 mod deaths;
 mod delivery;
 mod ending;
+#[path = "../fake_controller/mod.rs"]
+mod fake_controller;
 mod faults;
 mod health;
 mod house;

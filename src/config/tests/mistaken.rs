@@ -30,7 +30,7 @@ fn every_mistake_of_a_section_is_told_at_once() {
 
 #[test]
 fn an_unknown_section_is_named() {
-    let allowed = "unknown key, allowed are host, runtime, api, builds, caches, stop, log, pool_defaults, pool, pipelines, upload";
+    let allowed = "unknown key, allowed are host, runtime, api, builds, caches, stop, log, pool_defaults, pool, pipelines, upload, controllers";
     says(
         "[pools.linux]\nimage = \"x\"\n",
         &[&format!("F:pools: {allowed} (line 1)"), "hint: did you mean `pool`?"],
@@ -269,7 +269,7 @@ fn a_mistake_in_the_environment_names_the_variable() {
     let wrong = Installation::new().var("PREHEAT__HOST__VMS", "many").var("PREHEAT__FOO", "1");
     assert_eq!(
         wrong.mistakes(),
-        "PREHEAT__FOO:foo: unknown key, allowed are host, runtime, api, builds, caches, stop, log, pool_defaults, pool, pipelines, upload\n\
+        "PREHEAT__FOO:foo: unknown key, allowed are host, runtime, api, builds, caches, stop, log, pool_defaults, pool, pipelines, upload, controllers\n\
          PREHEAT__HOST__VMS:host.vms: found \"many\", allowed is a whole number from 1 to 512 \
          (without a VM nothing is built, and no host runs more)"
     );
