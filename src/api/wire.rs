@@ -51,29 +51,6 @@ pub struct SubmitSpec {
     pub timeout: Option<Duration>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u16>,
-    /// The pipeline's name; `auto` finds one from the files.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pipeline: Option<String>,
-    /// What it is signed with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signing: Option<SigningSpec>,
-}
-
-/// A certificate with its key, and provisioning profiles, as they travel. It prints nothing of itself.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SigningSpec {
-    /// In base64.
-    pub p12: String,
-    pub password: String,
-    /// Each in base64.
-    pub profiles: Vec<String>,
-}
-
-impl std::fmt::Debug for SigningSpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SigningSpec").field("profiles", &self.profiles.len()).finish_non_exhaustive()
-    }
 }
 
 fn no_secrets(secrets: &SecretValues) -> bool {

@@ -145,8 +145,6 @@ fn described(inputs: &Inputs) -> SubmitSpec {
         caches: (inputs.no_cache || !inputs.caches.is_empty()).then(|| inputs.caches.clone()),
         timeout: inputs.timeout,
         retries: inputs.retries,
-        pipeline: None,
-        signing: None,
     }
 }
 

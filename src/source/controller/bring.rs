@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use reqwest::StatusCode;
+use secrecy::zeroize::Zeroizing;
 use tokio::time::sleep;
 
-use super::bundle;
 use super::client::{CallError, Said};
 use super::deliver::{self, Parcel};
 use super::errand::{Errand, Fresh, Over};
@@ -18,6 +18,7 @@ use crate::api::wire::{SigningSpec, SubmitSpec};
 use crate::blocking;
 use crate::clock::Deadline;
 use crate::ids::BuildId;
+use crate::signing::bundle;
 use crate::telemetry::controlling::{Call, Outcome};
 
 /// The variable of a build that has its job's name: by it the build is found again.
@@ -109,7 +110,10 @@ enum Again {
 fn again(refused: &Refused, tries: u32) -> Again {
     match refused {
         Refused::QueueFull { .. } | Refused::Draining | Refused::DiskLow { .. } => Again::Here,
-        Refused::PoolUnknown { .. } | Refused::BadSpec { .. } | Refused::BadSource { .. } => Again::Never,
+        Refused::PoolUnknown { .. }
+        | Refused::BadSpec { .. }
+        | Refused::BadSource { .. }
+        | Refused::BadSigning { .. } => Again::Never,
         Refused::Internal(_) if tries < FAULTS_MAX => Again::Here,
         Refused::Internal(_)
         | Refused::Stopping
@@ -118,6 +122,8 @@ fn again(refused: &Refused, tries: u32) -> Again {
         | Refused::BuildUnknown(_)
         | Refused::ArtifactUnknown { .. }
         | Refused::CacheUnknown(_)
+        | Refused::ImageUnknown { .. }
+        | Refused::NothingBefore(_)
         | Refused::TreeUnknown(_)
         | Refused::BuildOver(_) => Again::Elsewhere,
     }
@@ -178,15 +184,20 @@ async fn certificates(errand: &Errand, url: &str) -> Result<SigningSpec, Trouble
     let spool = desk.service.spool();
     let file =
         tempfile::NamedTempFile::new_in(&spool).map_err(|source| disk(&spool, source))?.into_temp_path();
-    let fetched = desk.client.fetch(Call::Certificates, session, job, url, &file, bundle::BYTES_MAX).await;
+    let fetched = desk
+        .client
+        .fetch(Call::Certificates, session, job, url, &file, bundle::BUNDLE_BYTES_MAX as u64)
+        .await;
     let useless = |why: String| Trouble::Signing(format!("signing: the certificates cannot be used: {why}"));
     match fetched {
         Ok(_) => {}
         Err(error) if error.passes() => return Err(Trouble::Call(error)),
         Err(error) => return Err(useless(format!("{refused}; {error}"))),
     }
-    let read = blocking::run(move || bundle::read(&file)).await;
-    read.map_err(|e| useless(e.to_string()))?.map_err(|e| useless(e.to_string()))
+    let read =
+        blocking::run(move || std::fs::read(&file).map(|bytes| bundle::read(&Zeroizing::new(bytes)))).await;
+    let read = read.map_err(|e| useless(e.to_string()))?.map_err(|e| useless(e.to_string()))?;
+    read.map_err(|e| useless(e.to_string()))
 }
 
 /// The job goes back to the controller's queue; where there is no such thing, it fails by the system's fault.

@@ -142,7 +142,7 @@ async fn once(
 
 async fn file(errand: &Errand, build: BuildId, artifact: &ArtifactView) -> Result<PathBuf, CallError> {
     let found = errand.desk.service.artifact(build, &artifact.path).await;
-    found.map_err(|refused| CallError::Disk {
+    found.map(|(_, file)| file).map_err(|refused| CallError::Disk {
         path: artifact.path.clone().into(),
         source: std::io::Error::other(refused.to_string()),
     })

@@ -15,7 +15,6 @@
 mod beside;
 mod board;
 mod bring;
-mod bundle;
 mod client;
 mod deliver;
 mod desk;
