@@ -35,7 +35,7 @@ fn byte_for_byte(controller: &FakeController, id: &str) {
     use sha2::Digest as _;
     let build = wait_for(controller.over(id));
     assert_eq!((build.status.as_str(), build.told), ("completed", 1), "{build:?}");
-    let result = build.result.clone().expect("a result");
+    let result = build.result.expect("a result");
     let digest: String = sha2::Sha256::digest(&result).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(result.len(), 3_000_000);
     // A result does not wait for long for what could not be told of its log before.
