@@ -43,6 +43,11 @@ pub fn of_late_step(step: &str, reason: &str, lines: &[String], redactor: &Redac
     view(FailureKind::Timeout, Some(step), reason, last, redactor)
 }
 
+/// Why a guest cannot sign.
+pub fn of_signing(reason: &str, redactor: &Redactor) -> FailureView {
+    view(FailureKind::Signing, None, reason, Vec::new(), redactor)
+}
+
 fn view(
     kind: FailureKind,
     step: Option<&str>,

@@ -188,7 +188,9 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
                 let installing = signing::install(work, kit, self.deadline);
                 // What hangs in it is known a little earlier, by its name.
                 let late = Deadline::after(self.deadline.left() + SIGNING_SLACK);
-                until_cancelled(work, late, installing).await??;
+                until_cancelled(work, late, installing)
+                    .await?
+                    .inspect_err(|stop| self.explain_signing(stop))?;
                 report(Progress::Ended { exit_code: None });
             }
         }
@@ -302,7 +304,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
 
     /// Why the step failed, from what its last run printed.
     fn explain(&self, step: &Step, ended: Ended, stop: &Stop, tail: Tail) {
-        let (lines, redactor) = (tail.lines(), Redactor::new(self.work.secrets.values()));
+        let (lines, redactor) = (tail.lines(), Redactor::new(vault::unspeakable(&self.work.secrets)));
         let failure = match (ended, stop) {
             (Ended::Exited(code), _) => failure::of_step(&step.name, code, &lines, &redactor),
             (Ended::TimedOut, Stop::Verdict(_, why)) => {
@@ -311,6 +313,13 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
             (Ended::TimedOut, Stop::DeadVm(_) | Stop::System(_)) | (Ended::Cancelled, _) => return,
         };
         (self.report)(Progress::Failed(failure));
+    }
+
+    /// Why its guest cannot sign.
+    fn explain_signing(&self, stop: &Stop) {
+        let Stop::Verdict(_, why) = stop else { return };
+        let redactor = Redactor::new(vault::unspeakable(&self.work.secrets));
+        (self.report)(Progress::Failed(failure::of_signing(why, &redactor)));
     }
 
     /// The step, and the step again as often as its user asked for: how its last run ended, and what that printed.
@@ -352,7 +361,8 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         let keychain = match &self.kit {
             Some(kit) => {
                 let unlocking = signing::unlock(work, kit, self.deadline);
-                Some(until_cancelled(work, self.deadline, unlocking).await??)
+                let unlocked = until_cancelled(work, self.deadline, unlocking).await?;
+                Some(unlocked.inspect_err(|stop| self.explain_signing(stop))?)
             }
             None => None,
         };
@@ -373,7 +383,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         };
         let (sender, lines) = mpsc::channel::<Line>(LINES_WAITING_MAX);
         let running = work.channel.run(&run, &script, sender, work.cancel.clone());
-        let mut tail = Tail::new(Redactor::new(work.secrets.values()));
+        let mut tail = Tail::new(Redactor::new(vault::unspeakable(&work.secrets)));
         // Both to their ends: every line that was printed is in the log before the step is over.
         let (ended, ()) = tokio::join!(running, copy(work, step, &run, lines, &mut tail));
         Ok((ended?, tail))
@@ -392,7 +402,7 @@ impl<R: Fn(Progress)> Attempt<'_, R> {
         (self.report)(Progress::WentOn);
         self.vitals.step_begins();
         let (path, name) = (work.log_path.clone(), run.clone());
-        let mut tail = Tail::new(Redactor::new(work.secrets.values()));
+        let mut tail = Tail::new(Redactor::new(vault::unspeakable(&work.secrets)));
         let read = blocking::run(move || {
             let position = log::position(&path, &name, |text| tail.push(text, false))?;
             Ok::<_, std::io::Error>((position, tail))

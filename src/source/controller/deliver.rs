@@ -25,7 +25,7 @@ const UNKNOWN_MAX: u32 = 3;
 #[derive(Debug, Clone)]
 pub enum Parcel {
     /// This file of the build.
-    Success(BuildId, ArtifactView),
+    Success(BuildId, Box<ArtifactView>),
     /// For these reasons.
     Failure(String),
 }

@@ -1,6 +1,7 @@
 //! Builds that sign: when, over a restart, and what a guest that hangs or fails in it comes to.
 
 use super::*;
+use crate::api::wire::FailureKind;
 use crate::runtime::Reason;
 
 fn signs(spec: &mut BuildSpec) {
@@ -52,6 +53,7 @@ async fn a_guest_that_hangs_while_it_signs_is_a_timeout_that_names_the_step() {
     let view = world.over(id).await;
     assert_eq!((view.result, view.attempt), (Some(BuildResult::Timeout), 1), "{view:?}");
     assert_eq!(view.reason.as_deref(), Some("signing: `import` in the guest took longer than 1m"));
+    assert_eq!(view.failure.map(|failure| failure.kind), Some(FailureKind::Signing));
 }
 
 #[tokio::test(start_paused = true)]
