@@ -17,7 +17,7 @@ use preheat::upload::sink::Sinks;
 use crate::fake_controller::{KEY, zipped};
 
 /// The result of [`app`]: what the simulated guest makes.
-pub const APP: &str = "app.ipa";
+pub const APP: &str = "app.bin";
 
 /// A project whose build does this and leaves an app.
 pub fn app(command: &str) -> Vec<u8> {

@@ -61,7 +61,7 @@ async fn certificates_come_with_the_build_in_both_dialects() {
             "what the controller made of it"
         );
         assert_eq!((signing.password.as_str(), signing.profiles.len()), ("of-the-p12", 1));
-        assert_eq!(specs[0].pipeline.as_deref(), Some("auto"));
+        assert_eq!(specs[0].pipeline, None, "its own, or what its files say");
         assert_eq!(specs[0].env["PREHEAT_JOB"], format!("mesh/{id}"));
         assert_eq!(controller.build(&id).result.as_deref(), Some(&b"signed"[..]));
     }

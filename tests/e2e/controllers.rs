@@ -25,8 +25,8 @@ fn house(controller: &FakeController, lanes: u16) -> House {
 
 /// An app of bytes that nobody can guess, whose digest its log tells.
 fn app(more: &str) -> Vec<u8> {
-    let make = format!("{more}; head -c 3000000 /dev/urandom > App.ipa; sha256sum App.ipa | cut -d ' ' -f 1");
-    let text = format!("steps = [{make:?}]\nartifacts = [\"App.ipa\"]\n");
+    let make = format!("{more}; head -c 3000000 /dev/urandom > App.bin; sha256sum App.bin | cut -d ' ' -f 1");
+    let text = format!("steps = [{make:?}]\nartifacts = [\"App.bin\"]\n");
     zipped(&[(".preheat.toml", text.as_str()), ("App.tsx", "export default 1\n")])
 }
 

@@ -18,6 +18,7 @@ use crate::api::wire::{SigningSpec, SubmitSpec};
 use crate::blocking;
 use crate::clock::Deadline;
 use crate::ids::BuildId;
+use crate::pipelines::AUTO;
 use crate::signing::bundle;
 use crate::telemetry::controlling::{Call, Outcome};
 
@@ -166,7 +167,8 @@ fn spec(errand: &Errand, offer: &Offer, signing: Option<SigningSpec>) -> SubmitS
     }
     SubmitSpec {
         pool: config.pool.clone(),
-        pipeline: Some(config.pipeline.clone()),
+        // What a source says of itself counts before what is found.
+        pipeline: Some(config.pipeline.clone()).filter(|name| name != AUTO),
         env,
         signing,
         ..SubmitSpec::default()

@@ -225,7 +225,9 @@ impl Errand {
 
     async fn bring_home(&self, view: &BuildView) -> Over {
         let result = match (view.result, told::result(&view.artifacts)) {
-            (Some(BuildResult::Success), Some(artifact)) => Parcel::Success(view.id, Box::new(artifact.clone())),
+            (Some(BuildResult::Success), Some(artifact)) => {
+                Parcel::Success(view.id, Box::new(artifact.clone()))
+            }
             (Some(BuildResult::Success), None) => {
                 Parcel::Failure("user: every step went well, and no artifact came out of the build".into())
             }
