@@ -1,7 +1,5 @@
 //! What the daemon's process takes of the machine, as Linux counts it.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 
 /// One look at it.
@@ -36,20 +34,4 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let fields: Vec<&str> = text.rsplit(") ").next().context("fields")?.split(' ').collect();
     let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).context("a number");
     Ok((ticks(11)? + ticks(12)?) / 100.0)
-}
-
-/// The processes of a program whose working directory is below `folder`.
-pub fn under(folder: &Path, program: &str) -> Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let within = std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
-        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if within && name.starts_with(program) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
 }
