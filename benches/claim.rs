@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use common::builds::source;
 use common::peer::fresh_ssh;
 use common::{Installation, Spread, figure, problem, say};
 use preheat::api::wire::{BuildView, Claim, LogStream, StepSpec, SubmitSpec};
@@ -152,18 +153,6 @@ async fn claim(installation: &Installation, pool: &str, source: &[u8]) -> Result
     let build = end.await.context("the build does not end")??;
     let first_byte = first.with_context(|| format!("the step printed nothing: {build:?}"))?;
     Ok(Claimed { accepted: accepted_after, first_byte, whole: begun.elapsed(), build })
-}
-
-/// A small project: two files.
-fn source() -> Result<Vec<u8>> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (name, text) in [("app/Makefile", "all:\n\ttrue\n"), ("app/README.md", "An app.\n")] {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(text.len() as u64);
-        tar.append_data(&mut header, name, text.as_bytes())?;
-    }
-    Ok(tar.into_inner()?)
 }
 
 /// What a command takes when the connection is open already: no build can begin sooner.

@@ -18,7 +18,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(300);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A small project: two files.
-fn source() -> Result<Vec<u8>> {
+pub fn source() -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, text) in [("app/Makefile", "all:\n\ttrue\n"), ("app/README.md", "An app.\n")] {
         let mut header = tar::Header::new_gnu();

@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_scripts_can_stand_between_single_quotes() {
-        for script in [include_str!("sh/fresh.sh"), include_str!("sh/await_fresh.sh")] {
+        for script in [include_str!("sh/fresh.sh"), include_str!("sh/await_fresh.sh"), HAND_OVER] {
             assert!(!joined(&[script]).contains('\''), "{script}");
         }
     }
