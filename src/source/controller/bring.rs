@@ -5,10 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use secrecy::zeroize::Zeroizing;
 use tokio::time::sleep;
 
-use super::client::{CallError, Said};
+use super::client::{CallError, Said, Wanted};
 use super::deliver::{self, Parcel};
 use super::errand::{Errand, Fresh, Over};
 use super::told;
@@ -144,7 +143,8 @@ async fn attempt(errand: &Errand, offer: &Offer, ticket: Option<Ticket>) -> Resu
         None => format!("/api/builds/{}/source", offer.id),
     };
     let max = desk.live.get().api.source_max.0;
-    let fetched = desk.client.fetch(Call::Source, &errand.session, &offer.id, &path, &source, max);
+    let wanted = Wanted { call: Call::Source, build: &offer.id, path: &path, bytes_max: max };
+    let fetched = desk.client.fetch(&errand.session, wanted, &source);
     fetched.await.map_err(Trouble::Call)?;
     let signing = match &offer.certs_url {
         Some(url) => Some(certificates(errand, url).await?),
@@ -183,23 +183,16 @@ async fn certificates(errand: &Errand, url: &str) -> Result<SigningSpec, Trouble
         Err(error @ (CallError::Silent { .. } | CallError::Key(_))) => return Err(Trouble::Call(error)),
         Err(error) => error,
     };
-    let spool = desk.service.spool();
-    let file =
-        tempfile::NamedTempFile::new_in(&spool).map_err(|source| disk(&spool, source))?.into_temp_path();
-    let fetched = desk
-        .client
-        .fetch(Call::Certificates, session, job, url, &file, bundle::BUNDLE_BYTES_MAX as u64)
-        .await;
+    let bytes_max = bundle::BUNDLE_BYTES_MAX as u64;
+    let wanted = Wanted { call: Call::Certificates, build: job, path: url, bytes_max };
     let useless = |why: String| Trouble::Signing(format!("signing: the certificates cannot be used: {why}"));
-    match fetched {
-        Ok(_) => {}
+    let bundle = match desk.client.fetch_secret(session, wanted).await {
+        Ok(bundle) => bundle,
         Err(error) if error.passes() => return Err(Trouble::Call(error)),
         Err(error) => return Err(useless(format!("{refused}; {error}"))),
-    }
-    let read =
-        blocking::run(move || std::fs::read(&file).map(|bytes| bundle::read(&Zeroizing::new(bytes)))).await;
-    let read = read.map_err(|e| useless(e.to_string()))?.map_err(|e| useless(e.to_string()))?;
-    read.map_err(|e| useless(e.to_string()))
+    };
+    let read = blocking::run(move || bundle::read(&bundle)).await;
+    read.map_err(|e| useless(e.to_string()))?.map_err(|e| useless(e.to_string()))
 }
 
 /// The job goes back to the controller's queue; where there is no such thing, it fails by the system's fault.

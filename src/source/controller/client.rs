@@ -7,10 +7,11 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
 use super::board::Board;
@@ -33,6 +34,16 @@ const STALL_LIMIT: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: usize = 80 << 20;
 /// Pieces of files.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// What is to be brought from a controller.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub call: Call,
+    /// The build that it belongs to.
+    pub build: &'a str,
+    pub path: &'a str,
+    pub bytes_max: u64,
+}
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -341,23 +352,45 @@ impl Client {
     /// Brings a file from the controller to the disk; how long it is need not be said beforehand.
     ///
     /// # Errors
-    /// When it does not come whole, or is larger than `bytes_max`.
-    pub async fn fetch(
+    /// When it does not come whole, or is larger than it may be.
+    pub async fn fetch(&self, session: &Session, wanted: Wanted<'_>, into: &Path) -> Result<u64, CallError> {
+        let disk = |source| CallError::Disk { path: into.to_owned(), source };
+        let mut file = tokio::fs::File::create(into).await.map_err(disk)?;
+        let bytes = self.receive(session, &wanted, &mut file, disk).await?;
+        file.flush().await.map_err(disk)?;
+        Ok(bytes)
+    }
+
+    /// As [`fetch`](Self::fetch), for what must not lie on the disk.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_secret(
         &self,
-        call: Call,
         session: &Session,
-        build: &str,
-        path: &str,
-        into: &Path,
-        bytes_max: u64,
+        wanted: Wanted<'_>,
+    ) -> Result<Zeroizing<Vec<u8>>, CallError> {
+        // One that grew would leave copies behind.
+        let bytes_max = usize::try_from(wanted.bytes_max).unwrap_or(usize::MAX);
+        let mut secret = Zeroizing::new(Vec::with_capacity(bytes_max));
+        let disk = |source| CallError::Disk { path: PathBuf::new(), source };
+        self.receive(session, &wanted, &mut *secret, disk).await?;
+        Ok(secret)
+    }
+
+    async fn receive(
+        &self,
+        session: &Session,
+        wanted: &Wanted<'_>,
+        into: &mut (impl AsyncWrite + Unpin),
+        disk: impl Fn(std::io::Error) -> CallError,
     ) -> Result<u64, CallError> {
+        let Wanted { call, build, path, bytes_max } = *wanted;
         let request = self.request(Method::GET, path, Some(session), Some(build)).await?;
         let answer = self.send(call, request, file_limit(bytes_max)).await?;
         if answer.content_length().is_some_and(|bytes| bytes > bytes_max) {
             return Err(CallError::TooLarge { max: bytes_max });
         }
-        let disk = |source| CallError::Disk { path: into.to_owned(), source };
-        let mut file = tokio::fs::File::create(into).await.map_err(disk)?;
         let (mut pieces, mut bytes) = (answer.bytes_stream(), 0);
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|error| self.broken(call, &error))?;
@@ -365,9 +398,8 @@ impl Client {
             if bytes > bytes_max {
                 return Err(CallError::TooLarge { max: bytes_max });
             }
-            file.write_all(&piece).await.map_err(disk)?;
+            into.write_all(&piece).await.map_err(&disk)?;
         }
-        file.flush().await.map_err(disk)?;
         Ok(bytes)
     }
 
